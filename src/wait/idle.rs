@@ -1,0 +1,195 @@
+//! What to do while there is nothing to do.
+//!
+//! Going to sleep and being woken costs some microseconds (some tens, where idle cores halt), spinning costs a core. The default, [`Idle::Adaptive`], spins for about as
+//! long as a wake-up costs if spinning has paid of late, then sleeps.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_utils::Backoff;
+
+/// How a publication or subscription waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Idle {
+    /// Never gives the core away. Lowest latency; burns a core.
+    BusySpin,
+    /// Spins a little, then lets other threads of the core run between looks. Never sleeps.
+    Yielding,
+    /// Spins, then yields, then naps for growing times up to the given one. Latency up to that; no wake-ups needed.
+    BackOff {
+        /// Longest nap.
+        longest: Duration,
+    },
+    /// Sleeps at once, until woken.
+    Parking,
+    /// Spins as long as it pays, then sleeps until woken.
+    #[default]
+    Adaptive,
+}
+
+/// What to do next, according to a strategy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Look again (the pause or yield has happened).
+    Again,
+    /// Sleep until woken, or for this long at most.
+    Sleep(Option<Duration>),
+}
+
+/// A strategy at work: one for each place that waits.
+///
+/// For loops of one's own around [`poll`](crate::Subscription::poll):
+///
+/// ```
+/// use ringbus::wait::idle::{Idle, Idler};
+/// let mut idler = Idler::new(Idle::BackOff { longest: std::time::Duration::from_millis(1) });
+/// for work in [3, 0, 0, 1] {
+///     idler.idle(work); // resets when there was work, else pauses a little longer each time
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Idler {
+    strategy: Idle,
+    /// Looks without result in this wait.
+    looks: u32,
+    nap: Duration,
+    started: Option<Instant>,
+    /// How long to spin before sleeping, learnt from how waits ended.
+    spin: Duration,
+    involuntary_switches: u64,
+    backoff: Backoff,
+}
+
+/// About what it costs to sleep and be woken on a machine whose cores do not halt, several times over.
+const LONGEST_SPIN: Duration = Duration::from_micros(50);
+/// Below this, spinning has not paid for long: only every now and then it is tried again.
+const SHORTEST_SPIN: Duration = Duration::from_micros(2);
+const FIRST_NAP: Duration = Duration::from_micros(1);
+/// Reading the clock costs about as much as this many pauses.
+const LOOKS_PER_CLOCK: u32 = 16;
+
+impl Idler {
+    /// The strategy, at its start.
+    pub fn new(strategy: Idle) -> Self {
+        let alone = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
+        Self {
+            strategy,
+            looks: 0,
+            nap: FIRST_NAP,
+            started: None,
+            // With one core, whoever spins keeps the peer from doing what is waited for.
+            spin: if alone { Duration::ZERO } else { LONGEST_SPIN },
+            involuntary_switches: 0,
+            backoff: Backoff::new(),
+        }
+    }
+
+    /// The strategy.
+    pub fn strategy(&self) -> Idle {
+        self.strategy
+    }
+
+    /// To be called after each round of one's own loop, with what it got done. [`Idle::Parking`] and [`Idle::Adaptive`] nap here for up to a millisecond, as nobody
+    /// can wake this loop; [`recv`](crate::Subscription::recv) does better.
+    pub fn idle(&mut self, work: usize) {
+        if work > 0 {
+            return self.done();
+        }
+        if let Step::Sleep(longest) = self.step() {
+            let nap = longest.unwrap_or(Duration::from_millis(1));
+            std::thread::sleep(nap);
+        }
+    }
+
+    /// One more look was in vain.
+    pub(crate) fn step(&mut self) -> Step {
+        self.looks += 1;
+        match self.strategy {
+            Idle::BusySpin => core::hint::spin_loop(),
+            Idle::Yielding => self.backoff.snooze(),
+            Idle::Parking => return Step::Sleep(None),
+            Idle::BackOff { longest } => {
+                if self.backoff.is_completed() {
+                    let nap = self.nap.min(longest);
+                    self.nap = (self.nap * 2).min(longest);
+                    return Step::Sleep(Some(nap));
+                }
+                self.backoff.snooze();
+            }
+            Idle::Adaptive => {
+                if self.spin.is_zero() || (self.looks.is_multiple_of(LOOKS_PER_CLOCK) && self.has_spun_enough()) {
+                    return Step::Sleep(None);
+                }
+                core::hint::spin_loop();
+            }
+        }
+        Step::Again
+    }
+
+    fn has_spun_enough(&mut self) -> bool {
+        let Some(started) = self.started else {
+            self.started = Some(Instant::now());
+            self.involuntary_switches = involuntary_switches();
+            return false;
+        };
+        if started.elapsed() < self.spin {
+            return false;
+        }
+        // In vain. If the kernel took the core away meanwhile there are more spinners than cores, and spinning starves the one we wait for.
+        let crowded = involuntary_switches() != self.involuntary_switches;
+        self.spin = if crowded { SHORTEST_SPIN } else { (self.spin / 2).max(SHORTEST_SPIN) };
+        true
+    }
+
+    /// The wait is over.
+    pub(crate) fn done(&mut self) {
+        if let Some(started) = self.started.take() {
+            // What came within the time of a long spin would have been worth spinning for.
+            if started.elapsed() < LONGEST_SPIN && !self.spin.is_zero() {
+                self.spin = (self.spin * 2).min(LONGEST_SPIN);
+            }
+        }
+        self.looks = 0;
+        self.nap = FIRST_NAP;
+        self.backoff.reset();
+    }
+}
+
+/// How often the kernel has taken the core away from this thread.
+fn involuntary_switches() -> u64 {
+    // SAFETY: `rusage` is plain data that the call fills; RUSAGE_THREAD and the pointer are valid.
+    unsafe {
+        let mut usage: libc::rusage = core::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_THREAD, &mut usage);
+        usage.ru_nivcsw as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parking_sleeps_at_once_and_busy_spin_never() {
+        assert_eq!(Idler::new(Idle::Parking).step(), Step::Sleep(None));
+        let mut spinner = Idler::new(Idle::BusySpin);
+        assert!((0..100_000).all(|_| spinner.step() == Step::Again));
+    }
+
+    #[test]
+    fn back_off_naps_longer_and_longer_up_to_its_limit() {
+        let longest = Duration::from_micros(8);
+        let mut idler = Idler::new(Idle::BackOff { longest });
+        let naps: Vec<_> =
+            (0..1000).filter_map(|_| if let Step::Sleep(Some(nap)) = idler.step() { Some(nap) } else { None }).collect();
+        assert_eq!(naps[..4], [1, 2, 4, 8].map(Duration::from_micros));
+        assert!(naps[4..].iter().all(|&nap| nap == longest));
+        idler.done();
+        assert_eq!(idler.step(), Step::Again);
+    }
+
+    #[test]
+    fn adaptive_sleeps_in_the_end() {
+        let mut idler = Idler::new(Idle::Adaptive);
+        while idler.step() == Step::Again {}
+    }
+}

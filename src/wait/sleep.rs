@@ -1,0 +1,116 @@
+//! The sleep protocol between two parties, and why no wake-up is lost.
+//!
+//! The kernel lets a process *wait* on a futex word it may only read, but not *wake* one. So each party owns both words that it writes: the
+//! **sleep flag** says "I sleep", the **wake sequence** is what its peers sleep on.
+//!
+//! ```text
+//! sleeper S                                  waker W
+//! 1 read W's wake sequence: s                A commit (Release)
+//! 2 flag := odd                              B light fence
+//! 3 heavy fence                              C read S's flag: odd, and not woken for yet?
+//! 4 look for work; found: go to 6            D wake sequence += 1
+//! 5 wait while W's wake sequence = s         E futex_wake on it (or ring S's doorbell)
+//! 6 flag := even
+//! ```
+//!
+//! If C does not see 2, then by the fences 4 sees A, and S does not wait. If C does see it, D and E follow. Either 5 comes after
+//! D, then the word is no longer s and the wait returns at once; or before, then S is queued when E comes. (1 before 2 matters:
+//! a sequence read after D would be waited on for ever.) "Not woken for yet" compares with the value remembered from the last wake, and each sleep has a
+//! value of its own, so it suppresses only second wake-ups for the same sleep. A doorbell stays rung until it is heard, so for it D and 1 are not needed.
+//!
+//! A flag that stays odd because its owner died costs its peers one wake-up, once.
+
+use core::ptr::NonNull;
+
+use super::fences::Fences;
+use crate::ring::atomic::Ordering;
+use crate::ring::layout::PartyLine;
+
+/// How a party sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// On its peers' wake sequences.
+    Futex,
+    /// On its doorbells, in somebody's event loop.
+    Doorbell,
+}
+
+const ASLEEP: u64 = 0b01;
+const BY_DOORBELL: u64 = 0b10;
+
+/// The sleeper's side: its own flag.
+#[derive(Debug, Default)]
+pub struct Sleeper {
+    flag: u64,
+}
+
+impl Sleeper {
+    /// Steps 2 and 3: from here on peers will wake us. What follows must be a last look.
+    pub fn fall_asleep(&mut self, line: &PartyLine, how: How, fences: Fences) {
+        self.flag = (self.flag | 0b11) + 1 + ASLEEP + if how == How::Doorbell { BY_DOORBELL } else { 0 };
+        // Relaxed: the fence below orders it before the look.
+        line.sleep_flag.store(self.flag, Ordering::Relaxed);
+        fences.heavy();
+    }
+
+    /// Step 6. Does nothing when awake.
+    pub fn awake(&mut self, line: &PartyLine) {
+        if self.is_asleep() {
+            self.flag = (self.flag | 0b11) + 1;
+            // Relaxed: a waker who sees the old value merely wakes once too often.
+            line.sleep_flag.store(self.flag, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the flag is up.
+    pub fn is_asleep(&self) -> bool {
+        self.flag & ASLEEP != 0
+    }
+}
+
+/// The waker's side: a peer that may sleep.
+#[derive(Debug)]
+pub struct Peer {
+    line: NonNull<PartyLine>,
+    woken_for: u64,
+}
+
+// SAFETY: only atomics of the line are used, from whatever thread.
+unsafe impl Send for Peer {}
+
+impl Peer {
+    /// The peer with this line.
+    ///
+    /// # Safety
+    ///
+    /// `line` stays mapped as long as the peer lives.
+    pub unsafe fn new(line: NonNull<PartyLine>) -> Self {
+        Self { line, woken_for: 0 }
+    }
+
+    /// The peer's line.
+    pub fn line(&self) -> &PartyLine {
+        // SAFETY: mapped (contract of `new`), all atomics.
+        unsafe { self.line.as_ref() }
+    }
+
+    /// Step C, after [`Light::pass`](super::fences::Light::pass): whether the peer's flag is up and nobody of us has woken it for that. Never true twice for the same sleep
+    /// if the answer is followed by [`remember`](Self::remember).
+    #[inline(always)]
+    pub fn needs_wake(&self) -> bool {
+        let flag = self.line().sleep_flag.load(Ordering::Relaxed);
+        flag & ASLEEP != 0 && flag != self.woken_for
+    }
+
+    /// Remembers the flag and says how the peer sleeps. To be followed by D and E, or by its doorbell.
+    pub fn remember(&mut self) -> How {
+        self.woken_for = self.line().sleep_flag.load(Ordering::Relaxed);
+        if self.woken_for & BY_DOORBELL != 0 { How::Doorbell } else { How::Futex }
+    }
+
+    /// Whether the peer said it can call `membarrier` and is reached by it.
+    pub fn is_asymmetric_capable(&self) -> bool {
+        // Pairs with the Release store at the peer's start, long before it was linked.
+        self.line().asymmetric_fences.load(Ordering::Acquire) == 1
+    }
+}
