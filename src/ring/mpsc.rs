@@ -180,6 +180,15 @@ impl Producer {
         unsafe { self.region.write(start + HEADER_LENGTH + offset as u64, bytes) }
     }
 
+    /// The claimed payload, to be read.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn claimed(&self) -> &[u8] {
+        let Some(start) = self.claim else { return &[] };
+        // SAFETY: as in `payload`.
+        unsafe { core::slice::from_raw_parts(self.region.at(start + HEADER_LENGTH), self.claim_length as usize) }
+    }
+
     /// The claimed payload.
     #[cfg(not(loom))]
     #[inline]
@@ -283,7 +292,11 @@ impl Consumer {
         let index = self.gone.iter().position(|gone| gone.end <= self.position)?;
         let slot = self.gone.swap_remove(index).slot;
         // An intent the dead never carried out must not look like one of the slot's next producer.
-        self.control().producers[usize::from(slot)].claim.start.store(NO_CLAIM, Ordering::Release);
+        let producer = &self.control().producers[usize::from(slot)];
+        producer.claim.start.store(NO_CLAIM, Ordering::Release);
+        // Nor what it said of itself.
+        producer.party.closed.store(0, Ordering::Relaxed);
+        producer.party.asymmetric_fences.store(0, Ordering::Release);
         Some(slot)
     }
 

@@ -265,6 +265,17 @@ impl Producer {
         unsafe { self.region.write(self.tail + HEADER_LENGTH + offset as u64, bytes) }
     }
 
+    /// The claimed payload, to be read.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn claimed(&self) -> &[u8] {
+        if self.claim_end == self.tail {
+            return &[];
+        }
+        // SAFETY: as in `payload`.
+        unsafe { core::slice::from_raw_parts(self.region.at(self.tail + HEADER_LENGTH), self.claim_length as usize) }
+    }
+
     /// The claimed payload.
     #[cfg(not(loom))]
     #[inline]

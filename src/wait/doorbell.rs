@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
 #[derive(Debug)]
@@ -22,16 +23,28 @@ impl Doorbell {
     }
 
     /// Hears all that was rung. A peer who rings without end keeps his own link readable, no more.
-    pub(crate) fn hear(&self) {
+    pub(crate) fn hear(&self) -> Heard {
         const ROUNDS: usize = 4;
         let mut bytes = [0; 64];
         for _ in 0..ROUNDS {
             match rustix::net::recv(&self.0, &mut bytes, RecvFlags::DONTWAIT) {
+                Ok((_, 0)) => return Heard::Closed,
                 Ok((_, length)) if length == bytes.len() => {}
-                _ => return,
+                Err(errno) if errno != Errno::AGAIN && errno != Errno::INTR => return Heard::Closed,
+                _ => return Heard::Everything,
             }
         }
+        Heard::Everything
     }
+}
+
+/// What became of hearing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// It is silent now, or nearly.
+    Everything,
+    /// The peer's end is closed: nobody will ring any more.
+    Closed,
 }
 
 impl AsFd for Doorbell {

@@ -45,6 +45,13 @@ pub struct Sleeper {
 }
 
 impl Sleeper {
+    /// A sleeper, awake, on a line that had another owner: its flag goes on from where it is.
+    pub fn taking_over(line: &PartyLine) -> Self {
+        let mut sleeper = Self { flag: line.sleep_flag.load(Ordering::Relaxed) };
+        sleeper.awake(line);
+        sleeper
+    }
+
     /// Steps 2 and 3: from here on peers will wake us. What follows must be a last look.
     pub fn fall_asleep(&mut self, line: &PartyLine, how: How, fences: Fences) {
         self.flag = (self.flag | 0b11) + 1 + ASLEEP + if how == How::Doorbell { BY_DOORBELL } else { 0 };

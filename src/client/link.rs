@@ -1,0 +1,208 @@
+//! The two ends of a link, mapped by the conductor and then owned by the data path; and waking the peer at the other end.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::control::message::Link;
+use crate::memory::MemoryError;
+use crate::memory::mapping::{Access, Mapping, Residency};
+use crate::memory::memfd::{self, Sharing};
+use crate::ring::atomic::Ordering;
+use crate::ring::layout::{
+    ImageLine, MAX_LINKS, MAX_PRODUCERS, MpscControl, ObjectKind, PartyLine, SingleControl, SubscriptionPage,
+};
+use crate::ring::region::Region;
+use crate::wait::doorbell::Doorbell;
+use crate::wait::sleep::{How, Peer};
+use std::os::fd::OwnedFd;
+
+use crate::channel::ChannelSpec;
+
+/// A mapped single-producer ring.
+#[derive(Debug, Clone)]
+pub(super) struct SingleRing(Arc<Mapping>, u64);
+
+/// A mapped mpsc ring.
+#[derive(Debug, Clone)]
+pub(super) struct MpscRing(Arc<Mapping>, u64);
+
+/// A mapped subscription page.
+#[derive(Debug, Clone)]
+pub(super) struct Page(Arc<Mapping>);
+
+const SINGLE_CONTROL: u64 = size_of::<SingleControl>() as u64;
+const MPSC_CONTROL: u64 = size_of::<MpscControl>() as u64;
+const PAGE: u64 = size_of::<SubscriptionPage>() as u64;
+
+/// Size in bytes of the control area of a single-producer ring.
+pub(crate) fn residency(spec: &ChannelSpec) -> Residency {
+    Residency { prefault: spec.prefault, lock: spec.lock }
+}
+
+impl SingleRing {
+    /// The owner's: not sealed yet.
+    pub(super) fn own(fd: &OwnedFd, spec: &ChannelSpec, page_size: u64) -> Result<Self, MemoryError> {
+        memfd::check_size(fd, SINGLE_CONTROL.next_multiple_of(page_size) + spec.capacity)?;
+        Self::map(fd, spec, page_size, Access::Write)
+    }
+
+    /// A peer's.
+    pub(super) fn peer(fd: &OwnedFd, spec: &ChannelSpec, page_size: u64) -> Result<Self, MemoryError> {
+        memfd::check(fd, Sharing::OwnerWrites, SINGLE_CONTROL.next_multiple_of(page_size) + spec.capacity)?;
+        Self::map(fd, spec, page_size, Access::Read)
+    }
+
+    fn map(fd: &OwnedFd, spec: &ChannelSpec, page_size: u64, access: Access) -> Result<Self, MemoryError> {
+        let kind = ObjectKind::SingleRing;
+        let mapping = Mapping::new(fd, kind, SINGLE_CONTROL, spec.capacity, page_size, access, residency(spec))?;
+        Ok(Self(Arc::new(mapping), page_size))
+    }
+
+    pub(super) fn control(&self) -> NonNull<SingleControl> {
+        // SAFETY: the mapping is of such a ring; users keep `self` as long as the pointer.
+        unsafe { self.0.control(self.1) }
+    }
+
+    pub(super) fn region(&self) -> Region {
+        // SAFETY: the mapping is of a ring; users keep `self` as long as the region.
+        unsafe { self.0.region() }
+    }
+
+    pub(super) fn party(&self) -> NonNull<PartyLine> {
+        // SAFETY: a field of a mapped struct.
+        unsafe { NonNull::new_unchecked(&raw mut (*self.control().as_ptr()).publisher) }
+    }
+}
+
+impl MpscRing {
+    /// For the consumer, before it is sealed, and for producers, after.
+    pub(super) fn map(fd: &OwnedFd, spec: &ChannelSpec, page_size: u64, sealed: bool) -> Result<Self, MemoryError> {
+        let size = MPSC_CONTROL.next_multiple_of(page_size) + spec.capacity;
+        if sealed {
+            memfd::check(fd, Sharing::AllWrite, size)?;
+        } else {
+            memfd::check_size(fd, size)?;
+        }
+        let kind = ObjectKind::MpscRing;
+        let mapping = Mapping::new(fd, kind, MPSC_CONTROL, spec.capacity, page_size, Access::Write, residency(spec))?;
+        Ok(Self(Arc::new(mapping), page_size))
+    }
+
+    pub(super) fn control(&self) -> NonNull<MpscControl> {
+        // SAFETY: the mapping is of such a ring; users keep `self` as long as the pointer.
+        unsafe { self.0.control(self.1) }
+    }
+
+    pub(super) fn region(&self) -> Region {
+        // SAFETY: the mapping is of a ring; users keep `self` as long as the region.
+        unsafe { self.0.region() }
+    }
+
+    pub(super) fn party(&self, slot: u8) -> NonNull<PartyLine> {
+        // SAFETY: a field of a mapped struct; every `u8` is a slot.
+        unsafe { NonNull::new_unchecked(&raw mut (*self.control().as_ptr()).producers[usize::from(slot)].party) }
+    }
+}
+
+const _: () = assert!(MAX_PRODUCERS > u8::MAX as usize);
+
+impl Page {
+    /// The owner's: not sealed yet.
+    pub(super) fn own(fd: &OwnedFd) -> Result<Self, MemoryError> {
+        memfd::check_size(fd, PAGE.next_multiple_of(memfd::page_size()))?;
+        Self::map(fd, Access::Write)
+    }
+
+    /// A peer's.
+    pub(super) fn peer(fd: &OwnedFd) -> Result<Self, MemoryError> {
+        memfd::check(fd, Sharing::OwnerWrites, PAGE.next_multiple_of(memfd::page_size()))?;
+        Self::map(fd, Access::Read)
+    }
+
+    fn map(fd: &OwnedFd, access: Access) -> Result<Self, MemoryError> {
+        let (kind, page_size) = (ObjectKind::SubscriptionPage, memfd::page_size());
+        Ok(Self(Arc::new(Mapping::new(fd, kind, PAGE, 0, page_size, access, Residency::default())?)))
+    }
+
+    fn page(&self) -> NonNull<SubscriptionPage> {
+        // SAFETY: the mapping is of such a page; users keep `self` as long as the pointer.
+        unsafe { self.0.control(memfd::page_size()) }
+    }
+
+    pub(super) fn party(&self) -> NonNull<PartyLine> {
+        // SAFETY: a field of a mapped struct.
+        unsafe { NonNull::new_unchecked(&raw mut (*self.page().as_ptr()).subscriber) }
+    }
+
+    pub(super) fn line(&self, line: u32) -> NonNull<ImageLine> {
+        // SAFETY: a field of a mapped struct; the index is masked into the array.
+        unsafe { NonNull::new_unchecked(&raw mut (*self.page().as_ptr()).images[line as usize % MAX_LINKS]) }
+    }
+}
+
+/// The peer at the other end: its line, its doorbell, and what we last woke it for.
+#[derive(Debug)]
+pub(super) struct PeerEnd {
+    pub(super) peer: Peer,
+    pub(super) doorbell: Doorbell,
+}
+
+impl PeerEnd {
+    /// `line` stays mapped as long as this: the caller keeps the mapping beside it.
+    pub(super) fn new(line: NonNull<PartyLine>, doorbell: OwnedFd) -> Self {
+        // SAFETY: as documented.
+        Self { peer: unsafe { Peer::new(line) }, doorbell: Doorbell::new(doorbell) }
+    }
+
+    /// The futex word that wakes us when the peer bumps it.
+    pub(super) fn wake_sequence(&self) -> &std::sync::atomic::AtomicU32 {
+        &self.peer.line().wake_sequence
+    }
+
+    /// Whether the peer has left in good order.
+    pub(super) fn has_closed(&self) -> bool {
+        // Pairs with the Release store in `close_party`: all it has committed (or read) is visible.
+        self.peer.line().closed.load(Ordering::Acquire) == 1
+    }
+}
+
+/// Steps C to E of the sleep protocol for all of `peers`, after the light fence: at most one syscall for all who sleep on futexes, one for each doorbell.
+#[cold]
+pub(super) fn wake_sleepers<'a>(own: &PartyLine, peers: impl Iterator<Item = &'a mut PeerEnd>) {
+    let mut by_futex = false;
+    for end in peers {
+        if end.peer.needs_wake() {
+            match end.peer.remember() {
+                How::Futex => by_futex = true,
+                How::Doorbell => end.doorbell.ring(),
+            }
+        }
+    }
+    if by_futex {
+        crate::wait::futex::bump_and_wake(&own.wake_sequence, false);
+    }
+}
+
+/// Says in one's own line that nothing follows.
+pub(super) fn close_party(own: &PartyLine) {
+    own.closed.store(1, Ordering::Release);
+}
+
+/// A publication's end of a link.
+#[derive(Debug)]
+pub(super) struct PublisherEnd {
+    pub(super) link: Link,
+    pub(super) page: Page,
+    /// Mpsc: the ring of the subscription.
+    pub(super) ring: Option<MpscRing>,
+    pub(super) peer: PeerEnd,
+}
+
+/// A subscription's end of a link.
+#[derive(Debug)]
+pub(super) struct SubscriberEnd {
+    pub(super) link: Link,
+    /// Unless the channel is mpsc: the ring of the publication.
+    pub(super) ring: Option<SingleRing>,
+    pub(super) peer: PeerEnd,
+}

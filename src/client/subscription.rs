@@ -1,0 +1,946 @@
+//! The subscription: reads the images of all publications of its channel.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::conductor::{Answer, Conductor};
+use super::endpoint::{Endpoint, News, Side};
+use super::link::{MpscRing, Page, PeerEnd, SingleRing, SubscriberEnd, close_party, wake_sleepers};
+use super::sleeper::{Bell, Wait, how, sleep_on};
+use crate::channel::{ChannelName, ChannelSpec, Kind, Properties, Subscribe};
+use crate::control::message::{Event, Link};
+use crate::control::process::Process;
+use crate::error::Error;
+use crate::ring::layout::PartyLine;
+use crate::ring::{Frame, ReadError, mpsc, single};
+use crate::wait::fences::{Fences, Light};
+use crate::wait::idle::{Idle, Idler, Step};
+use crate::wait::sleep::{How, Sleeper};
+
+/// What ended a [`poll`](Subscription::poll) or [`next`](Subscription::next).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PollError {
+    /// On a lossy channel the publisher has lapped us. The next call goes on with the oldest whole message.
+    #[error("{messages} messages of image {image:016x} were lost: this subscription is too slow for a lossy channel")]
+    Lost {
+        /// Which image.
+        image: u64,
+        /// Exactly how many.
+        messages: u64,
+    },
+    /// The publisher has written what no publisher writes. That image is closed; others go on.
+    #[error("image {image:016x} is corrupt at position {position}: {what}; it is closed")]
+    Corrupt {
+        /// Which image.
+        image: u64,
+        /// Where.
+        position: u64,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The subscription cannot be used any more: the driver does not accept it, or on an `mpsc` channel a publisher has spoilt the ring.
+    #[error("the subscription is closed")]
+    Closed,
+}
+
+/// What ended a [`recv`](Subscription::recv).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecvError {
+    /// No message before the deadline.
+    #[error("timed out waiting for a message")]
+    TimedOut,
+    /// As when polling.
+    #[error(transparent)]
+    Poll(#[from] PollError),
+}
+
+/// How a controlled poll goes on after a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// With the next message.
+    Continue,
+    /// Not: the message is taken, the poll ends.
+    Break,
+    /// Not: the message is not taken, and comes again in the next poll.
+    Abort,
+    /// With the next message, but first the publisher may reuse the room of all up to this one.
+    Commit,
+}
+
+/// A message, as long as it is borrowed from its subscription.
+#[derive(Debug, Clone, Copy)]
+pub struct Message<'a> {
+    payload: &'a [u8],
+    tag: u16,
+    position: u64,
+    image: u64,
+}
+
+impl<'a> Message<'a> {
+    /// The bytes, without a copy (on lossy channels: a private copy).
+    ///
+    /// They lie in memory that the publisher can write. That they do not change while you look relies on it keeping to the protocol;
+    /// for a publisher you do not trust use [`copy_to`](Self::copy_to), and look at the copy.
+    #[inline]
+    pub fn payload(&self) -> &'a [u8] {
+        self.payload
+    }
+
+    /// Copies the bytes into `buffer`, whatever the publisher does meanwhile: each byte is read once. Returns how many were copied: as many as fit.
+    pub fn copy_to(&self, buffer: &mut [u8]) -> usize {
+        let length = buffer.len().min(self.payload.len());
+        // SAFETY: both are valid for `length` bytes. Read as raw memory: nothing is assumed about the source beyond its being mapped.
+        unsafe { std::ptr::copy_nonoverlapping(self.payload.as_ptr(), buffer.as_mut_ptr(), length) };
+        length
+    }
+
+    /// The tag it was sent with.
+    #[inline]
+    pub fn tag(&self) -> u16 {
+        self.tag
+    }
+
+    /// Position of the message in its image.
+    #[inline]
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Id of the image it is from, see [`ImageInfo`].
+    #[inline]
+    pub fn image(&self) -> u64 {
+        self.image
+    }
+}
+
+/// One publication as this subscription sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Id of the image; no other image ever has it.
+    pub id: u64,
+    /// Id of the publication.
+    pub publication: u64,
+    /// The publisher's process.
+    pub publisher: Process,
+}
+
+/// An image has come or gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ImageEvent {
+    /// A publication was connected.
+    Available(ImageInfo),
+    /// A publication is gone, and its last message has been delivered.
+    Closed(ImageInfo),
+    /// A publication is there but could not be connected.
+    Failed(String),
+}
+
+/// What [`wait`](Subscription::wait) has waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ready {
+    /// There are messages, or an error to be had from [`poll`](Subscription::poll).
+    Messages,
+    /// There is an event to be had from [`next_event`](Subscription::next_event).
+    Event,
+    /// Neither before the deadline.
+    TimedOut,
+}
+
+/// Receives the messages of a channel. Made by [`Client::subscription`](crate::Client::subscription).
+///
+/// It may move between threads, but not be used by two at once. It sees what is published after the publisher has noticed it
+/// ([`Publication::is_connected`](crate::Publication::is_connected)).
+///
+/// In event loops: put its fd ([`AsFd`]) into epoll, mio or tokio, level-triggered or edge-triggered; when it is readable, poll until there is
+/// nothing more.
+#[derive(Debug)]
+pub struct Subscription {
+    source: Source,
+    /// Where the next message is looked for first, so that no image starves the others.
+    turn: usize,
+    /// See [`Endpoint::has_news`].
+    seen: u32,
+    /// Polls in a row that found nothing.
+    empty: u32,
+    /// Images that have ended and are not read to their end.
+    ending: usize,
+    /// An error that comes after messages that were delivered.
+    pending: Option<PollError>,
+    events: VecDeque<ImageEvent>,
+    page: Page,
+    endpoint: Arc<Endpoint>,
+    sleeper: Sleeper,
+    idler: Idler,
+    bell: Bell,
+    fences: Fences,
+    closed: bool,
+    conductor: Arc<Conductor>,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// A ring per image.
+    Images(Vec<Image>),
+    /// One ring for all images.
+    Mpsc(Box<MpscSource>),
+}
+
+#[derive(Debug)]
+struct Image {
+    consumer: single::Consumer,
+    end: ImageEnd,
+    /// Keeps the memory of `consumer` and `end`.
+    _ring: SingleRing,
+}
+
+/// What images have in common.
+#[derive(Debug)]
+struct ImageEnd {
+    link: Link,
+    peer: PeerEnd,
+    light: Light,
+    fences: Fences,
+    /// Nothing more will be committed.
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct MpscSource {
+    consumer: mpsc::Consumer,
+    images: Vec<ImageEnd>,
+    /// Ids of the images by producer slot.
+    ids: [u64; 256],
+    /// A producer has spoilt the ring: nothing is read any more.
+    spoilt: bool,
+    /// Keeps the memory of `consumer` and `images`.
+    _ring: MpscRing,
+}
+
+impl ImageEnd {
+    fn new(link: Link, peer: PeerEnd, fences: Fences) -> Self {
+        let light = Light::towards(fences, peer.peer.is_asymmetric_capable());
+        Self { link, peer, light, fences, ended: false }
+    }
+
+    fn info(&self) -> ImageInfo {
+        ImageInfo { id: self.link.id, publication: self.link.publication, publisher: self.link.peer }
+    }
+
+    /// After the position was published: wakes the publisher if it waits for room.
+    #[inline]
+    fn wake(&mut self, own: &PartyLine) {
+        self.light.pass();
+        if self.light == Light::Full {
+            // A producer of an mpsc ring says what it can only after we have got the link.
+            self.light = Light::towards(self.fences, self.peer.peer.is_asymmetric_capable());
+        }
+        if self.peer.peer.needs_wake() {
+            wake_sleepers(own, std::iter::once(&mut self.peer));
+        }
+    }
+}
+
+impl Image {
+    #[inline]
+    fn read(&mut self) -> Result<Option<Frame>, PollError> {
+        self.consumer.read().map_err(|error| poll_error(self.end.link.id, error))
+    }
+
+    #[inline]
+    fn release(&mut self, own: &PartyLine, all: bool) {
+        if self.consumer.release(all) {
+            self.end.wake(own);
+        }
+    }
+}
+
+impl MpscSource {
+    #[inline]
+    fn read(&mut self) -> Result<Option<Frame>, PollError> {
+        if self.spoilt {
+            return Ok(None);
+        }
+        self.consumer.read().map_err(|error| poll_error(0, error))
+    }
+
+    #[inline]
+    fn release(&mut self, own: &PartyLine, all: bool) -> Result<(), PollError> {
+        if !self.spoilt && self.consumer.release(all).map_err(|error| poll_error(0, error))? {
+            for image in &mut self.images {
+                image.wake(own);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cold]
+fn poll_error(image: u64, error: ReadError) -> PollError {
+    match error {
+        ReadError::Lost { messages } => PollError::Lost { image, messages },
+        ReadError::Corrupt { position, what } => PollError::Corrupt { image, position, what },
+    }
+}
+
+/// A frame that was found, and where.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    index: usize,
+    frame: Frame,
+}
+
+impl Subscription {
+    pub(super) fn open(conductor: &Arc<Conductor>, name: ChannelName, properties: Properties, idle: Idle) -> Result<Self, Error> {
+        let mut answer = conductor.add(Side::Subscription, name, properties)?;
+        let made = Self::make(conductor, &mut answer, idle);
+        if made.is_err() {
+            conductor.discard(&answer);
+        }
+        made
+    }
+
+    fn make(conductor: &Arc<Conductor>, answer: &mut Answer, idle: Idle) -> Result<Self, Error> {
+        let Event::SubscriptionAdded { id, spec, page_size, .. } = &answer.event else {
+            return Err(conductor.nonsense());
+        };
+        let objects = std::mem::take(&mut answer.fds);
+        let page = match objects.first() {
+            Some(page) => Page::own(page)?,
+            None => return Err(conductor.nonsense()),
+        };
+        let ring = match (spec.kind, objects.get(1)) {
+            (Kind::Mpsc, Some(ring)) => Some(MpscRing::map(ring, spec, *page_size, false)?),
+            (Kind::Mpsc, None) => return Err(conductor.nonsense()),
+            _ => None,
+        };
+        let source = match &ring {
+            None => Source::Images(Vec::new()),
+            Some(ring) => {
+                // SAFETY: the driver has just made the ring for us; the mapping is kept beside.
+                let consumer = unsafe { mpsc::Consumer::new(ring.control(), ring.region()) };
+                Source::Mpsc(Box::new(MpscSource {
+                    consumer,
+                    images: Vec::new(),
+                    ids: [0; 256],
+                    spoilt: false,
+                    _ring: ring.clone(),
+                }))
+            }
+        };
+        let fences = conductor.fences();
+        // SAFETY: the page is kept in `self`.
+        unsafe { page.party().as_ref() }.asymmetric_fences.store(fences.to_word(), Ordering::Release);
+        let endpoint = Arc::new(Endpoint::new(*id, Side::Subscription, spec.clone(), ring, objects)?);
+        let bell = Bell::new(&endpoint)?;
+        conductor.announce(Arc::clone(&endpoint));
+        Ok(Self {
+            source,
+            turn: 0,
+            seen: 0,
+            empty: 0,
+            ending: 0,
+            pending: None,
+            events: VecDeque::new(),
+            page,
+            endpoint,
+            sleeper: Sleeper::default(),
+            idler: Idler::new(idle),
+            bell,
+            fences,
+            closed: false,
+            conductor: Arc::clone(conductor),
+        })
+    }
+
+    /// The channel.
+    pub fn channel(&self) -> &ChannelSpec {
+        &self.endpoint.spec
+    }
+
+    /// Its id: unique, also beyond the life of a driver.
+    pub fn id(&self) -> u64 {
+        self.endpoint.id
+    }
+
+    /// Bytes of a ring.
+    pub fn capacity(&self) -> u64 {
+        self.endpoint.spec.capacity
+    }
+
+    /// The images there are, closed ones aside.
+    pub fn images(&self) -> Vec<ImageInfo> {
+        match &self.source {
+            Source::Images(images) => images.iter().map(|image| image.end.info()).collect(),
+            Source::Mpsc(source) => source.images.iter().map(ImageEnd::info).collect(),
+        }
+    }
+
+    /// Position of the next message of an image, in bytes. On an `mpsc` channel all images share one.
+    pub fn position(&self, image: u64) -> Option<u64> {
+        match &self.source {
+            Source::Images(images) => self.find(images, image).map(|image| image.consumer.position()),
+            Source::Mpsc(source) => Some(source.consumer.position()),
+        }
+    }
+
+    /// Bytes that were published and not read yet, as the publisher says. On an `mpsc` channel all images share them.
+    pub fn lag(&self, image: u64) -> Option<u64> {
+        match &self.source {
+            Source::Images(images) => self.find(images, image).map(|image| image.consumer.lag()),
+            Source::Mpsc(source) => Some(source.consumer.lag()),
+        }
+    }
+
+    fn find<'a>(&self, images: &'a [Image], id: u64) -> Option<&'a Image> {
+        images.iter().find(|image| image.end.link.id == id)
+    }
+
+    /// The next image that has come or gone. Events that nobody fetches are kept up to 4096, then the oldest are dropped.
+    pub fn next_event(&mut self) -> Option<ImageEvent> {
+        self.catch_up();
+        self.retire();
+        self.events.pop_front()
+    }
+
+    /// Hands up to `limit` messages to `handler`. Returns how many there were. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// [`PollError`], once all messages before it were delivered.
+    #[inline]
+    pub fn poll(&mut self, mut handler: impl FnMut(Message<'_>), limit: usize) -> Result<usize, PollError> {
+        self.poll_controlled(
+            |message| {
+                handler(message);
+                Action::Continue
+            },
+            limit,
+        )
+    }
+
+    /// Hands up to `limit` messages to `handler`, which says after each how to go on. Returns how many it has taken. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// [`PollError`], once all messages before it were delivered.
+    #[inline]
+    pub fn poll_controlled(&mut self, mut handler: impl FnMut(Message<'_>) -> Action, limit: usize) -> Result<usize, PollError> {
+        if let Some(error) = self.pending.take() {
+            return Err(error);
+        }
+        let mut taken = 0;
+        let mut stopped = false;
+        if self.endpoint.has_news(self.seen) {
+            self.catch_up();
+        }
+        // SAFETY: the page is kept in `self`. Not through `own()`, which would borrow all of `self`.
+        let own = unsafe { self.page.party().as_ref() };
+        let mut outcome = Ok(());
+        match &mut self.source {
+            Source::Images(images) => {
+                let count = images.len();
+                self.turn = if self.turn + 1 < count { self.turn + 1 } else { 0 };
+                for index in (self.turn..count).chain(0..self.turn) {
+                    let image = &mut images[index];
+                    while taken < limit {
+                        let frame = match image.read() {
+                            Ok(Some(frame)) => frame,
+                            Ok(None) => {
+                                image.release(own, true);
+                                break;
+                            }
+                            Err(error) => {
+                                outcome = Err(error);
+                                break;
+                            }
+                        };
+                        let message = message(&frame, image.consumer.payload(&frame), image.end.link.id);
+                        let action = handler(message);
+                        if action == Action::Abort {
+                            stopped = true;
+                            break;
+                        }
+                        image.consumer.advance(&frame);
+                        taken += 1;
+                        image.release(own, action == Action::Commit);
+                        if action == Action::Break {
+                            stopped = true;
+                            break;
+                        }
+                    }
+                    if stopped || taken >= limit || outcome.is_err() {
+                        break;
+                    }
+                }
+            }
+            Source::Mpsc(source) => {
+                while taken < limit && !stopped {
+                    let frame = match source.read() {
+                        Ok(Some(frame)) => frame,
+                        Ok(None) => {
+                            outcome = source.release(own, true);
+                            break;
+                        }
+                        Err(error) => {
+                            outcome = Err(error);
+                            break;
+                        }
+                    };
+                    let id = source.ids[usize::from(frame.slot)];
+                    let action = handler(message(&frame, source.consumer.payload(&frame), id));
+                    if action == Action::Abort {
+                        stopped = true;
+                        break;
+                    }
+                    source.consumer.advance(&frame);
+                    taken += 1;
+                    outcome = source.release(own, action == Action::Commit);
+                    stopped = action == Action::Break || outcome.is_err();
+                }
+            }
+        }
+        self.polled(taken, stopped || taken >= limit, outcome)
+    }
+
+    /// What has to be done after each poll: `more` if it did not end because there was nothing more.
+    #[inline]
+    fn polled(&mut self, taken: usize, more: bool, outcome: Result<(), PollError>) -> Result<usize, PollError> {
+        match outcome {
+            Err(error) => return self.failed(taken, error),
+            Ok(()) if taken == 0 => self.found_nothing()?,
+            Ok(()) => self.empty = 0,
+        }
+        if self.bell.is_used() {
+            self.rearm(more);
+        }
+        Ok(taken)
+    }
+
+    /// An error comes after the messages before it.
+    #[cold]
+    fn failed(&mut self, taken: usize, error: PollError) -> Result<usize, PollError> {
+        if let PollError::Corrupt { image, .. } = error {
+            match &mut self.source {
+                Source::Images(_) => self.close_image(image),
+                Source::Mpsc(source) => {
+                    // One ring, nobody knows whose fault it is: it ends for all.
+                    let images: Vec<u64> = source.images.iter().map(|image| image.link.id).collect();
+                    source.spoilt = true;
+                    self.closed = true;
+                    images.into_iter().for_each(|image| self.close_image(image));
+                    close_party(self.own());
+                }
+            }
+        }
+        if self.bell.is_used() {
+            self.rearm(true);
+        }
+        if taken == 0 {
+            return Err(error);
+        }
+        self.pending = Some(error);
+        Ok(taken)
+    }
+
+    /// Looks at the ends of images now and then: it costs a line that is not needed otherwise.
+    #[inline]
+    fn found_nothing(&mut self) -> Result<(), PollError> {
+        const EVERY: u32 = 64;
+        self.empty = self.empty.wrapping_add(1);
+        if self.ending > 0 || self.empty.is_multiple_of(EVERY) {
+            self.retire();
+        }
+        if self.closed && self.ends().next().is_none() { Err(PollError::Closed) } else { Ok(()) }
+    }
+
+    /// The next message, if there is one. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// [`PollError`].
+    #[expect(clippy::should_implement_trait, reason = "an iterator's items cannot borrow from it")]
+    #[inline]
+    pub fn next(&mut self) -> Result<Option<Message<'_>>, PollError> {
+        let found = self.take_next()?;
+        Ok(found.map(|found| self.message(found)))
+    }
+
+    /// Waits for the next message.
+    ///
+    /// # Errors
+    ///
+    /// [`PollError`].
+    pub fn recv(&mut self) -> Result<Message<'_>, PollError> {
+        match self.recv_found(None) {
+            Ok(found) => Ok(self.message(found)),
+            Err(RecvError::Poll(error)) => Err(error),
+            Err(RecvError::TimedOut) => Err(PollError::Closed),
+        }
+    }
+
+    /// Waits for the next message until `deadline` (for ever, if `None`).
+    ///
+    /// # Errors
+    ///
+    /// See [`RecvError`].
+    pub fn recv_until(&mut self, deadline: Option<Instant>) -> Result<Message<'_>, RecvError> {
+        let found = self.recv_found(deadline)?;
+        Ok(self.message(found))
+    }
+
+    fn recv_found(&mut self, deadline: Option<Instant>) -> Result<Found, RecvError> {
+        loop {
+            if let Some(found) = self.take_next()? {
+                return Ok(found);
+            }
+            if self.wait_for(deadline, false) == Ready::TimedOut {
+                return Err(RecvError::TimedOut);
+            }
+        }
+    }
+
+    /// Waits until there are messages or events, or until `deadline` (for ever, if `None`).
+    pub fn wait(&mut self, deadline: Option<Instant>) -> Ready {
+        self.wait_for(deadline, true)
+    }
+
+    /// Takes the next message: its bytes are given back by the call after this.
+    #[inline]
+    fn take_next(&mut self) -> Result<Option<Found>, PollError> {
+        if let Some(error) = self.pending.take() {
+            return Err(error);
+        }
+        if self.endpoint.has_news(self.seen) {
+            self.catch_up();
+        }
+        // SAFETY: the page is kept in `self`. Not through `own()`, which would borrow all of `self`.
+        let own = unsafe { self.page.party().as_ref() };
+        let outcome = match &mut self.source {
+            Source::Images(images) => {
+                let count = images.len();
+                self.turn = if self.turn + 1 < count { self.turn + 1 } else { 0 };
+                let mut outcome = Ok(None);
+                for index in (self.turn..count).chain(0..self.turn) {
+                    let image = &mut images[index];
+                    image.release(own, false);
+                    outcome = image.read().map(|frame| frame.map(|frame| Found { index, frame }));
+                    match outcome {
+                        Ok(None) => image.release(own, true),
+                        Ok(Some(found)) => {
+                            image.consumer.advance(&found.frame);
+                            self.turn = index;
+                            break;
+                        }
+                        Err(_) => break,
+                    }
+                }
+                outcome
+            }
+            Source::Mpsc(source) => match source.release(own, false).and_then(|()| source.read()) {
+                Ok(Some(frame)) => {
+                    source.consumer.advance(&frame);
+                    Ok(Some(Found { index: 0, frame }))
+                }
+                Ok(None) => source.release(own, true).map(|()| None),
+                Err(error) => Err(error),
+            },
+        };
+        match outcome {
+            Ok(found) => {
+                self.polled(usize::from(found.is_some()), found.is_some(), Ok(()))?;
+                Ok(found)
+            }
+            Err(error) => self.polled(0, true, Err(error)).map(|_| None),
+        }
+    }
+
+    #[inline]
+    fn message(&self, found: Found) -> Message<'_> {
+        match &self.source {
+            Source::Images(images) => {
+                let image = &images[found.index];
+                message(&found.frame, image.consumer.payload(&found.frame), image.end.link.id)
+            }
+            Source::Mpsc(source) => {
+                let id = source.ids[usize::from(found.frame.slot)];
+                message(&found.frame, source.consumer.payload(&found.frame), id)
+            }
+        }
+    }
+
+    fn own(&self) -> &PartyLine {
+        // SAFETY: the page is kept in `self`.
+        unsafe { self.page.party().as_ref() }
+    }
+
+    fn ends(&self) -> impl Iterator<Item = &ImageEnd> + Clone {
+        let (images, mpsc) = match &self.source {
+            Source::Images(images) => (images.as_slice(), [].as_slice()),
+            Source::Mpsc(source) => ([].as_slice(), source.images.as_slice()),
+        };
+        images.iter().map(|image| &image.end).chain(mpsc)
+    }
+
+    /// Takes images over and learns of their ends, as the conductor says.
+    fn catch_up(&mut self) {
+        if !self.endpoint.has_news(self.seen) {
+            return;
+        }
+        // Before the queue is emptied: what comes later changes the word again.
+        self.seen = self.endpoint.attention().load(Ordering::Acquire);
+        while let Some(news) = self.endpoint.take_news() {
+            match news {
+                News::Publisher(end) => self.add_image(*end),
+                News::Ended(link) => self.end_image(link),
+                News::Failed(reason) => self.report(ImageEvent::Failed(reason)),
+                News::Lost => self.closed = true,
+                News::Subscriber(_) => {}
+            }
+        }
+    }
+
+    fn report(&mut self, event: ImageEvent) {
+        const MOST: usize = 4096;
+        if self.events.len() >= MOST {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    fn add_image(&mut self, new: SubscriberEnd) {
+        let link = new.link;
+        let end = ImageEnd::new(link, new.peer, self.fences);
+        self.bell.add(&end.peer.doorbell, link.id);
+        self.report(ImageEvent::Available(end.info()));
+        match (&mut self.source, new.ring) {
+            (Source::Images(images), Some(ring)) => {
+                let overwrite = self.endpoint.spec.overflow.overwrite();
+                let line = self.page.line(link.line);
+                // SAFETY: the ring is kept beside the consumer, the page in `self`; the driver gives a line to one image at a time.
+                let consumer =
+                    unsafe { single::Consumer::new(ring.control(), ring.region(), line, link.id, link.slot as usize, overwrite) };
+                images.push(Image { consumer, end, _ring: ring });
+            }
+            (Source::Mpsc(source), _) => {
+                source.ids[usize::from(link.slot as u8)] = link.id;
+                source.images.push(end);
+            }
+            (Source::Images(_), None) => {}
+        }
+    }
+
+    /// Nothing more will be committed to the image; what was is still to be read.
+    fn end_image(&mut self, link: u64) {
+        let ended = match &mut self.source {
+            Source::Images(images) => images.iter_mut().map(|image| &mut image.end).find(|end| end.link.id == link && !end.ended),
+            Source::Mpsc(source) => {
+                let end = source.images.iter_mut().find(|end| end.link.id == link && !end.ended);
+                if let Some(end) = &end {
+                    source.consumer.producer_gone(end.link.slot as u8);
+                }
+                end
+            }
+        };
+        if let Some(end) = ended {
+            end.ended = true;
+            self.ending += 1;
+        }
+    }
+
+    /// Closes images that have ended and are read to their end.
+    fn retire(&mut self) {
+        let closed: Vec<u64> = self.ends().filter(|end| !end.ended && end.peer.has_closed()).map(|end| end.link.id).collect();
+        closed.into_iter().for_each(|link| self.end_image(link));
+        if self.ending == 0 {
+            return;
+        }
+        let finished: Vec<u64> = match &mut self.source {
+            Source::Images(images) => images
+                .iter_mut()
+                .filter_map(|image| (image.end.ended && !image.consumer.ready()).then_some(image.end.link.id))
+                .collect(),
+            Source::Mpsc(source) => {
+                let mut finished = Vec::new();
+                while let Some(slot) = source.consumer.take_finished() {
+                    let ended = |end: &&ImageEnd| end.ended && end.link.slot == u32::from(slot);
+                    finished.extend(source.images.iter().find(ended).map(|end| end.link.id));
+                }
+                finished
+            }
+        };
+        finished.into_iter().for_each(|link| self.close_image(link));
+    }
+
+    fn close_image(&mut self, link: u64) {
+        let end = match &mut self.source {
+            Source::Images(images) => {
+                let index = images.iter().position(|image| image.end.link.id == link);
+                index.map(|index| images.swap_remove(index).end)
+            }
+            Source::Mpsc(source) => {
+                let index = source.images.iter().position(|end| end.link.id == link);
+                index.map(|index| source.images.swap_remove(index))
+            }
+        };
+        let Some(end) = end else { return };
+        self.ending -= usize::from(end.ended);
+        self.bell.remove(&end.peer.doorbell);
+        self.report(ImageEvent::Closed(end.info()));
+        self.conductor.link_done(&self.endpoint, link);
+    }
+
+    /// What there is, if anything.
+    fn look(&mut self, events_count: bool) -> Option<Ready> {
+        self.catch_up();
+        if self.pending.is_some() || self.any_ready() {
+            return Some(Ready::Messages);
+        }
+        self.retire();
+        if events_count && !self.events.is_empty() {
+            return Some(Ready::Event);
+        }
+        (self.closed && self.ends().next().is_none()).then_some(Ready::Messages)
+    }
+
+    fn any_ready(&mut self) -> bool {
+        match &mut self.source {
+            Source::Images(images) => images.iter_mut().any(|image| image.consumer.ready()),
+            Source::Mpsc(source) => !source.spoilt && source.consumer.ready(),
+        }
+    }
+
+    fn wait_for(&mut self, deadline: Option<Instant>, events_count: bool) -> Ready {
+        let ready = loop {
+            if let Some(ready) = self.look(events_count) {
+                break ready;
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                break Ready::TimedOut;
+            }
+            match self.idler.step() {
+                Step::Again => {}
+                Step::Sleep(Some(nap)) => {
+                    let left = deadline.map_or(nap, |deadline| deadline.saturating_duration_since(Instant::now()));
+                    std::thread::sleep(nap.min(left));
+                }
+                Step::Sleep(None) => self.sleep(deadline, events_count),
+            }
+        };
+        self.idler.done();
+        ready
+    }
+
+    /// The sleep protocol; see [`sleep`](crate::wait::sleep).
+    fn sleep(&mut self, deadline: Option<Instant>, events_count: bool) {
+        if self.release_all().is_err() {
+            // The next poll finds out the same and says so.
+            return;
+        }
+        let seen = self.endpoint.attention().load(Ordering::Acquire);
+        let sequences: Vec<u32> = self.ends().map(|end| end.peer.wake_sequence().load(Ordering::Acquire)).collect();
+        let how = how(&self.endpoint.spec, sequences.len());
+        self.fall_asleep(how);
+        if self.look(events_count).is_none() && self.seen == seen && self.ends().count() == sequences.len() {
+            match how {
+                How::Futex => {
+                    let words = self.ends().map(|end| end.peer.wake_sequence());
+                    let waits: Vec<Wait<'_>> = words.zip(sequences).map(|(word, expected)| Wait { word, expected }).collect();
+                    sleep_on(&self.endpoint, seen, &waits, deadline);
+                }
+                How::Doorbell => self.bell.wait(&self.endpoint, self.doorbells(), deadline),
+            }
+        }
+        self.awake();
+    }
+
+    fn doorbells(&self) -> impl Iterator<Item = (u64, &crate::wait::doorbell::Doorbell)> + Clone {
+        self.ends().map(|end| (end.link.id, &end.peer.doorbell))
+    }
+
+    /// Publishes all positions: whoever waits for room should not wait for us to wake up.
+    fn release_all(&mut self) -> Result<(), PollError> {
+        // SAFETY: the page is kept in `self`.
+        let own = unsafe { self.page.party().as_ref() };
+        match &mut self.source {
+            Source::Images(images) => images.iter_mut().for_each(|image| image.release(own, true)),
+            Source::Mpsc(source) => source.release(own, true)?,
+        }
+        Ok(())
+    }
+
+    fn fall_asleep(&mut self, how: How) {
+        // SAFETY: the page is kept in `self`.
+        let own = unsafe { self.page.party().as_ref() };
+        self.sleeper.fall_asleep(own, how, self.fences);
+    }
+
+    fn awake(&mut self) {
+        // SAFETY: the page is kept in `self`.
+        let own = unsafe { self.page.party().as_ref() };
+        self.sleeper.awake(own);
+    }
+
+    /// Keeps the promise of the fd: after each poll it is readable, or everything was looked at after the flag went up.
+    #[cold]
+    fn rearm(&mut self, more: bool) {
+        if more {
+            self.awake();
+            self.bell.ring(&self.endpoint);
+            return;
+        }
+        self.bell.hear(&self.endpoint, self.doorbells());
+        self.fall_asleep(How::Doorbell);
+        // News is looked at, too: its bell may just have been heard.
+        if self.look(true).is_some() {
+            self.awake();
+            self.bell.ring(&self.endpoint);
+        }
+    }
+}
+
+#[inline]
+fn message<'a>(frame: &Frame, payload: *const u8, image: u64) -> Message<'a> {
+    // SAFETY: `payload` points to as many bytes, in a mapping or a private copy that lives as long as the message's borrow of its subscription; see
+    // `Message::payload` on what they may do meanwhile.
+    let payload = unsafe { std::slice::from_raw_parts(payload, frame.length as usize) };
+    Message { payload, tag: frame.tag, position: frame.position, image }
+}
+
+/// Readable when there are messages or events. See [`Subscription`].
+impl AsFd for Subscription {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd(&self.endpoint)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.catch_up();
+        // SAFETY: the page is kept in `self`.
+        let own = unsafe { self.page.party().as_ref() };
+        close_party(own);
+        // Whoever waits for room need not wait for the driver to tell him.
+        Light::Full.pass();
+        match &mut self.source {
+            Source::Images(images) => wake_sleepers(own, images.iter_mut().map(|image| &mut image.end.peer)),
+            Source::Mpsc(source) => wake_sleepers(own, source.images.iter_mut().map(|end| &mut end.peer)),
+        }
+        self.conductor.close(self.endpoint.id);
+    }
+}
+
+impl Subscribe for Subscription {
+    fn poll_controlled(&mut self, handler: impl FnMut(Message<'_>) -> Action, limit: usize) -> Result<usize, PollError> {
+        Self::poll_controlled(self, handler, limit)
+    }
+
+    fn recv_until(&mut self, deadline: Option<Instant>) -> Result<Message<'_>, RecvError> {
+        Self::recv_until(self, deadline)
+    }
+}
