@@ -19,6 +19,7 @@
 //! ```
 
 mod charter;
+pub mod daemon;
 mod driver;
 mod embedded;
 pub mod listener;

@@ -11,9 +11,14 @@ fn broadcast_and_mpsc() {
         let mut subscription = client.channel(&name).kind(kind).subscription().unwrap();
         publication.wait_connected(None).unwrap();
         let t = std::thread::spawn(move || {
-            for i in 0u64..1_000_000 { publication.offer_until(0, &i.to_le_bytes(), None).unwrap(); }
+            for i in 0u64..1_000_000 {
+                publication.offer_until(0, &i.to_le_bytes(), None).unwrap();
+            }
         });
-        for i in 0u64..1_000_000 { let m = subscription.recv().unwrap(); assert_eq!(m.payload(), i.to_le_bytes()); }
+        for i in 0u64..1_000_000 {
+            let m = subscription.recv().unwrap();
+            assert_eq!(m.payload(), i.to_le_bytes());
+        }
         t.join().unwrap();
         assert!(matches!(subscription.next_event(), Some(ImageEvent::Available(_))));
         assert_eq!(subscription.wait(None), Ready::Event);

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use super::conductor::Conductor;
 use super::endpoint::{Endpoint, News, Side};
 use super::link::{MpscRing, Page, PeerEnd, SingleRing, close_party, wake_sleepers};
-use super::sleeper::{Bell, Wait, sleep_on};
+use super::sleeper::{Bell, Wait, sleep_for_news, sleep_on};
 use crate::channel::{ChannelName, ChannelSpec, Kind, Properties, Publish};
 use crate::control::message::Event;
 use crate::error::Error;
 use crate::ring::layout::PartyLine;
 use crate::ring::{ClaimError, mpsc, single};
+use crate::wait::doorbell::Doorbell;
 use crate::wait::fences::{Fences, Light};
 use crate::wait::idle::{Idle, Idler, Step};
 use crate::wait::sleep::{How, Sleeper};
@@ -271,9 +272,18 @@ impl Publication {
     ///
     /// [`OfferError::Closed`] if that cannot happen any more.
     pub fn wait_connected(&mut self, deadline: Option<Instant>) -> Result<bool, OfferError> {
+        self.wait_for_subscribers(1, deadline)
+    }
+
+    /// Waits until so many subscribe, and says whether that happened before `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// [`OfferError::Closed`] if that cannot happen any more.
+    pub fn wait_for_subscribers(&mut self, wanted: usize, deadline: Option<Instant>) -> Result<bool, OfferError> {
         loop {
             let seen = self.endpoint.attention().load(Ordering::Acquire);
-            if self.is_connected() {
+            if self.subscribers() >= wanted {
                 return Ok(true);
             }
             if self.closed {
@@ -282,8 +292,12 @@ impl Publication {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(false);
             }
-            sleep_on(&self.endpoint, seen, &[], deadline);
+            sleep_for_news(&self.endpoint, seen, &self.bell, self.doorbells(), deadline);
         }
+    }
+
+    fn doorbells(&self) -> impl Iterator<Item = (u64, &Doorbell)> + Clone {
+        self.links.iter().map(|link| (link.id, &link.peer.doorbell))
     }
 
     /// Sends a message, or says at once why not. Returns the position behind it.
@@ -547,9 +561,7 @@ impl Publication {
                     let waits: Vec<Wait<'_>> = words.zip(sequences).map(|(word, expected)| Wait { word, expected }).collect();
                     sleep_on(&self.endpoint, seen, &waits, deadline);
                 }
-                How::Doorbell => {
-                    self.bell.wait(&self.endpoint, self.links.iter().map(|link| (link.id, &link.peer.doorbell)), deadline)
-                }
+                How::Doorbell => self.bell.wait(&self.endpoint, self.doorbells(), deadline),
             }
         }
         self.awake();
@@ -574,7 +586,7 @@ impl Publication {
 
     /// For event loops: makes the fd readable as soon as there may be room. `true` if there is already.
     fn arm(&mut self, length: usize) -> bool {
-        self.bell.hear(&self.endpoint, self.links.iter().map(|link| (link.id, &link.peer.doorbell)));
+        self.bell.hear(&self.endpoint, self.doorbells());
         if !self.fall_asleep(How::Doorbell) || self.endpoint.has_news(self.seen) {
             self.bell.ring(&self.endpoint);
             return false;

@@ -47,6 +47,21 @@ pub(super) fn sleep_on(endpoint: &Endpoint, seen: u32, peers: &[Wait<'_>], deadl
     futex::wait_any(&words, latest(deadline));
 }
 
+/// Sleeps until the conductor has news, or the deadline.
+pub(super) fn sleep_for_news<'a>(
+    endpoint: &Endpoint,
+    seen: u32,
+    bell: &Bell,
+    doorbells: impl Iterator<Item = (u64, &'a Doorbell)> + Clone,
+    deadline: Option<Instant>,
+) {
+    if futex::available() {
+        sleep_on(endpoint, seen, &[], deadline);
+    } else {
+        bell.wait(endpoint, doorbells, deadline);
+    }
+}
+
 /// The endpoint's fd for event loops: an epoll of the doorbells of all its links and of its own bell.
 #[derive(Debug)]
 pub(super) struct Bell {
