@@ -290,33 +290,33 @@ fn two_die_at_the_same_start(lengths: [u64; 2], winner: usize, loser_tries: bool
     });
     let alive = thread::spawn({
         let mut producer = memory.producer(2);
-        move || publish(&mut producer, &[21, 22])
+        move || publish(&mut producer, &[21])
     });
-    for _ in 0..3 {
+    for _ in 0..2 {
         sink.step(&[0, 1]);
     }
     mortals.join().unwrap();
     alive.join().unwrap();
     sink.finish(&[0, 1]);
-    assert_eq!(sink.got, [vec![], vec![], vec![21, 22]]);
+    assert_eq!(sink.got, [vec![], vec![], vec![21]]);
 }
 
-/// The shorter one of two dead owned the claim. Bound: 2 preemptions.
+/// The shorter one of two dead owned the claim. A third publishes one message and the consumer looks twice. Bound: 2 preemptions.
 #[test]
 fn of_two_dead_at_one_start_the_shorter_owned_it() {
     explore(2, || two_die_at_the_same_start([8, 24], 0, false));
 }
 
-/// The longer one did: the shorter one's end is inside the claim, and not a boundary. Bound: 2 preemptions.
+/// The longer one did: the shorter one's end is inside the claim, and not a boundary. As above. Bound: 2 preemptions.
 #[test]
 fn of_two_dead_at_one_start_the_longer_owned_it() {
     explore(2, || two_die_at_the_same_start([8, 24], 1, true));
 }
 
-/// Two in threads of their own die right after their first CAS, the one of 8 bytes and the other of 24, while a third publishes one message and the consumer looks twice. Bound: 2 preemptions.
+/// Two in threads of their own die right after their first CAS, the one of 8 bytes and the other of 24, while a third publishes one message and the consumer looks once. Bound: 1 preemptions.
 #[test]
 fn two_die_each_in_its_own_time() {
-    explore(2, || {
+    explore(1, || {
         let memory = MpscMemory::new(128);
         let mut sink = Sink::new(&memory);
         let mortal = |slot: u8, length| {
@@ -329,9 +329,7 @@ fn two_die_each_in_its_own_time() {
         let mut threads = vec![mortal(0, 8), mortal(1, 24)];
         let mut producer = memory.producer(2);
         threads.push(thread::spawn(move || publish(&mut producer, &[21])));
-        for _ in 0..2 {
-            sink.step(&[0, 1]);
-        }
+        sink.step(&[0, 1]);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         sink.finish(&[0, 1]);
         assert_eq!(sink.got, [vec![], vec![], vec![21]]);
