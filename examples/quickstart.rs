@@ -226,7 +226,7 @@ struct Report {
 
 impl Report {
     fn to_line(&self) -> String {
-        let nanoseconds = [self.elapsed, self.cpu].iter().chain(&self.latency).map(|time| format!(" {}", time.as_nanos()));
+        let nanoseconds = [self.elapsed, self.cpu].into_iter().chain(self.latency).map(|time| format!(" {}", time.as_nanos()));
         format!("{}{}", self.received, nanoseconds.collect::<String>())
     }
 

@@ -362,6 +362,12 @@ impl Publication {
     #[inline]
     pub fn try_claim(&mut self, length: usize) -> Result<Claim<'_>, OfferError> {
         self.claim(length)?;
+        if let Ring::Mpsc(Some(ring)) = &mut self.ring
+            && ring.producer.take_withdrawn()
+        {
+            // Not left to the commit, as the claim may be held for long.
+            self.wake();
+        }
         Ok(Claim { publication: self, tag: 0, open: true })
     }
 
@@ -468,6 +474,10 @@ impl Publication {
                 unsafe { producer.add_reader(link.id, link.slot as usize, end.page.line(link.line)) }
             }
             (Ring::Mpsc(ring), Some(mapping)) => {
+                // There is one subscription: what was linked before is over, also if its end has not been told yet.
+                for old in self.links.drain(..) {
+                    self.bell.remove(&old.peer.doorbell);
+                }
                 let slot = link.slot as u8;
                 // SAFETY: the driver gives a slot to one producer at a time; `mapping` is kept beside.
                 let producer = unsafe { mpsc::Producer::new(mapping.control(), mapping.region(), slot) };

@@ -1,0 +1,2 @@
+//! The benchmark of the ring (being written).
+fn main() {}
