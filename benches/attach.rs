@@ -20,7 +20,8 @@ fn attach(criterion: &mut Criterion) {
 
     group.bench_function("connect", |bencher| bencher.iter(|| driver.connect().expect("no client")));
     group.bench_function("publication", |bencher| bencher.iter(|| client.publication("attach/alone").expect("no publication")));
-    group.bench_function("subscription", |bencher| bencher.iter(|| client.subscription("attach/alone").expect("no subscription")));
+    group
+        .bench_function("subscription", |bencher| bencher.iter(|| client.subscription("attach/alone").expect("no subscription")));
 
     // From both sides until either is gone: a publication comes, sends one message, and goes.
     let mut subscription = client.subscription("attach/together").expect("no subscription");

@@ -1,2 +1,370 @@
-//! The benchmark of the ring (being written).
-fn main() {}
+//! The ring against the physical limit of the machine, between two processes pinned to a core each:
+//!
+//! ```text
+//! cargo bench --bench ring
+//! ```
+//!
+//! Round trips are compared with raw cache lines that carry the same payload there and back, the stream with raw cache lines one way. Machines
+//! change their speed from second to second (clocks, neighbours, two virtual cores on one real core), so candidates take turns in short slices,
+//! each is compared with the limit as measured in the same round, and what counts is the median of these ratios over all rounds.
+//!
+//! Payload is written in full by the sender and read in full by the receiver, which checks it. `--quick`, `--test` or `RINGBUS_BENCH_QUICK=1` make it a short
+//! run that shows whether it works, and no more.
+
+mod harness;
+mod raw;
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use comfy_table::{CellAlignment, LineStyle, Table, presets};
+use media_driver::EmbeddedDriver;
+use ringbus::wait::idle::Idler;
+use ringbus::{Client, Idle, Message, OfferError, Publication, Subscription};
+use rustix::fs::MemfdFlags;
+
+use harness::{End, Ends, Measured, Place, median, median_of_batches};
+use raw::{LINE_BYTES, LINE_PAYLOAD, PingPong, Raw};
+
+/// Payload beside the sequence number.
+const PATTERN: u64 = 0x0123_4567_89ab_cdef;
+const CAPACITY: u64 = 512 << 10;
+/// Tag of the message behind the last of a slice.
+const LAST: u16 = 1;
+
+const ROUND_TRIP_BYTES: [usize; 3] = [32, 64, 1024];
+const STREAM_BYTES: [usize; 4] = [32, 64, 1024, 16384];
+const IDLES: [(&str, Idle); 2] = [("busy-spin", Idle::BusySpin), ("default idle", Idle::Adaptive)];
+
+/// How a message gets into the ring.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// Copied from a buffer.
+    Offer,
+    /// Written in place.
+    Claim,
+}
+
+const WAYS: [(&str, Way); 2] = [("offer", Way::Offer), ("claim", Way::Claim)];
+
+/// A row of the tables.
+struct Candidate {
+    name: String,
+    bytes: usize,
+    work: Work,
+    /// What it is compared with: an index among the candidates.
+    limit: usize,
+}
+
+enum Work {
+    RawRoundTrip(PingPong),
+    RawStream,
+    RoundTrip { idle: usize, way: Way },
+    Stream { idle: usize, way: Way },
+}
+
+impl Work {
+    fn is_stream(&self) -> bool {
+        matches!(self, Self::RawStream | Self::Stream { .. })
+    }
+}
+
+/// All there are, in the same order in each process.
+fn candidates() -> Vec<Candidate> {
+    let mut all = Vec::new();
+    let mut add = |name: String, bytes, work, limit: Option<usize>| {
+        all.push(Candidate { name, bytes, work, limit: limit.unwrap_or(all.len()) });
+        all.len() - 1
+    };
+    let ring = |way, idle| format!("ring, {way}, {idle}");
+    for (index, bytes) in ROUND_TRIP_BYTES.into_iter().enumerate() {
+        let lines = bytes.div_ceil(LINE_PAYLOAD);
+        let name = if lines == 1 { "raw, a line each way".into() } else { format!("raw, {lines} lines each way") };
+        let limit = add(name, bytes, Work::RawRoundTrip(PingPong { index, lines, shared: false }), None);
+        if lines == 1 {
+            let game = PingPong { index: ROUND_TRIP_BYTES.len(), lines, shared: true };
+            add("raw, one line back and forth".into(), bytes, Work::RawRoundTrip(game), Some(limit));
+        }
+        for (way_name, way) in WAYS {
+            for (idle, (idle_name, _)) in IDLES.iter().enumerate() {
+                add(ring(way_name, idle_name), bytes, Work::RoundTrip { idle, way }, Some(limit));
+            }
+        }
+    }
+    let limit = add("raw lines".into(), LINE_BYTES, Work::RawStream, None);
+    for bytes in STREAM_BYTES {
+        for (way_name, way) in WAYS {
+            for (idle, (idle_name, _)) in IDLES.iter().enumerate() {
+                add(ring(way_name, idle_name), bytes, Work::Stream { idle, way }, Some(limit));
+            }
+        }
+    }
+    all
+}
+
+fn main() -> ExitCode {
+    let outcome = match harness::place() {
+        Ok(Some(place)) => serve(&place),
+        Ok(None) => measure(),
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench ring: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Slices and rounds: a minute, or two seconds.
+fn plan() -> (Duration, usize) {
+    let asked = |flag: &str| std::env::args().any(|argument| argument == flag);
+    // Cargo passes `--bench` when it benches, and not when it tests.
+    if std::env::var_os("RINGBUS_BENCH_QUICK").is_some() || asked("--quick") || asked("--test") || !asked("--bench") {
+        (Duration::from_millis(20), 2)
+    } else {
+        (Duration::from_millis(150), 11)
+    }
+}
+
+/// The process that was started by cargo.
+fn measure() -> Result<(), Box<dyn Error>> {
+    let [left, right, ..] = harness::cores()?[..] else {
+        println!("There is one core only; two processes cannot be measured between two cores.");
+        return Ok(());
+    };
+    let (length, rounds) = plan();
+    let mut candidates = candidates(); if std::env::var("RAWONLY").is_ok() { candidates.truncate(17); }
+    println!(
+        "Two processes on cores {left} and {right}; medians of {rounds} rounds, in which {} candidates take turns of {length:?}.",
+        candidates.len()
+    );
+
+    let driver = EmbeddedDriver::launch()?;
+    let memory = rustix::fs::memfd_create("raw", MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&memory, raw::MEMORY)?;
+    let mut ends = Ends::start(driver.address(), &memory, [left, right])?;
+    // Nanoseconds by candidate and round.
+    let mut times = vec![Vec::new(); candidates.len()];
+    for _ in 0..rounds {
+        for (slice, times) in times.iter_mut().enumerate() {
+            times.push(
+                ends.run(slice, length)
+                    .map_err(|error| format!("{}, {} bytes: {error}", candidates[slice].name, candidates[slice].bytes))?,
+            );
+        }
+    }
+
+    let of_limit = |candidate: &Candidate, own: &[f64]| {
+        let limit = &candidates[candidate.limit];
+        let ratio = |(own, limit_time): (&f64, &f64)| match candidate.work.is_stream() {
+            // Bytes per nanosecond.
+            true => (candidate.bytes as f64 / own) / (limit.bytes as f64 / limit_time),
+            false => own / limit_time,
+        };
+        let mut ratios: Vec<f64> = own.iter().zip(&times[candidate.limit]).map(ratio).collect();
+        // Sorts them.
+        let middle = median(&mut ratios);
+        [format!("{middle:.2}"), format!("{:.2} .. {:.2}", ratios[0], ratios[ratios.len() - 1])]
+    };
+    let mut round_trips = table(&["round trips", "bytes", "ns", "times the limit", "from .. to"]);
+    let mut streams = table(&["one way", "bytes", "M/s", "GB/s", "of the limit", "from .. to"]);
+    for (candidate, own) in candidates.iter().zip(&times) {
+        let time = median(&mut own.clone());
+        let mut row = vec![candidate.name.clone(), candidate.bytes.to_string()];
+        if candidate.work.is_stream() {
+            row.extend([format!("{:.2}", 1e3 / time), format!("{:.2}", candidate.bytes as f64 / time)]);
+        } else {
+            row.push(format!("{time:.0}"));
+        }
+        row.extend(of_limit(candidate, own));
+        if candidate.work.is_stream() {
+            streams.add_row(row)
+        } else {
+            round_trips.add_row(row)
+        };
+    }
+    for table in [&mut round_trips, &mut streams] {
+        table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    }
+    println!("\n{round_trips}\n\n{streams}\n");
+    println!(
+        "The limit of a round trip: raw lines that carry as much payload, {LINE_PAYLOAD} bytes and a sequence number each. The limit one way: all \
+         {LINE_BYTES} bytes of\nraw lines, of which the ring's payload is a part (its 8-byte headers count against it). The ring: broadcast, one \
+         subscription, {} KiB.",
+        CAPACITY >> 10
+    );
+    Ok(())
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING.header_separator(LineStyle::none().fill('─').junction('─')));
+    table.set_header(header.iter().copied());
+    table
+}
+
+// The two ends.
+
+fn serve(place: &Place) -> Result<(), Box<dyn Error>> {
+    let client = Client::builder().address(place.driver.clone()).connect()?;
+    let mut raw = Raw::new(&place.memory)?;
+    let mut pairs = IDLES.iter().map(|(_, idle)| Pair::open(&client, place.end, *idle)).collect::<Result<Vec<_>, _>>()?;
+    let candidates = candidates();
+    harness::serve(|slice, length| {
+        let Candidate { bytes, work, .. } = &candidates[slice];
+        match *work {
+            Work::RawRoundTrip(game) => raw.ping_pong(game, place.end, length),
+            Work::RawStream => raw.stream(place.end, length),
+            Work::RoundTrip { idle, way } => match place.end {
+                End::Left => pairs[idle].ping(*bytes, way, length),
+                End::Right => pairs[idle].pong(*bytes, way),
+            },
+            Work::Stream { idle, way } => match place.end {
+                End::Left => pairs[idle].publish(*bytes, way, length),
+                End::Right => pairs[idle].subscribe(*bytes),
+            },
+        }
+    })
+}
+
+/// A channel in each direction.
+struct Pair {
+    out: Sender,
+    back: Subscription,
+}
+
+struct Sender {
+    publication: Publication,
+    /// Claims have no form that waits.
+    idler: Idler,
+}
+
+impl Pair {
+    fn open(client: &Client, end: End, idle: Idle) -> Result<Self, Box<dyn Error>> {
+        let [mut out, mut back] = ["right", "left"].map(|direction| format!("bench/{idle:?}/{direction}"));
+        if end == End::Right {
+            std::mem::swap(&mut out, &mut back);
+        }
+        let mut publication = client.channel(&out).capacity(CAPACITY).idle(idle).publication()?;
+        let back = client.channel(&back).capacity(CAPACITY).idle(idle).subscription()?;
+        if !publication.wait_connected(Some(Instant::now() + Duration::from_secs(10)))? {
+            return Err("the other end does not come".into());
+        }
+        Ok(Self { out: Sender { publication, idler: Idler::new(idle) }, back })
+    }
+
+    fn ping(&mut self, bytes: usize, way: Way, length: Duration) -> Result<Measured, String> {
+        let mut buffer = message(bytes);
+        let mut number = 0;
+        let nanoseconds = median_of_batches(length, |last| {
+            send(&mut self.out, way, if last { LAST } else { 0 }, number, &mut buffer)?;
+            verify(&self.back.recv().map_err(text)?, number, bytes)?;
+            number += 1;
+            Ok(())
+        })?;
+        Ok(Measured { messages: number, nanoseconds })
+    }
+
+    fn pong(&mut self, bytes: usize, way: Way) -> Result<Measured, String> {
+        let mut buffer = message(bytes);
+        let mut number = 0;
+        loop {
+            let received = self.back.recv().map_err(text)?;
+            verify(&received, number, bytes)?;
+            let tag = received.tag();
+            send(&mut self.out, way, tag, number, &mut buffer)?;
+            number += 1;
+            if tag == LAST {
+                return Ok(Measured { messages: number, nanoseconds: 0.0 });
+            }
+        }
+    }
+
+    fn publish(&mut self, bytes: usize, way: Way, length: Duration) -> Result<Measured, String> {
+        let mut buffer = message(bytes);
+        let mut number = 0;
+        let deadline = Instant::now() + length;
+        // The clock is read once a ring.
+        let step = CAPACITY / bytes as u64;
+        loop {
+            let last = (number + 1u64).is_multiple_of(step) && Instant::now() >= deadline;
+            send(&mut self.out, way, if last { LAST } else { 0 }, number, &mut buffer)?;
+            number += 1;
+            if last {
+                return Ok(Measured { messages: number, nanoseconds: 0.0 });
+            }
+        }
+    }
+
+    fn subscribe(&mut self, bytes: usize) -> Result<Measured, String> {
+        const LIMIT: usize = 256;
+        let mut number = 0;
+        let mut last = false;
+        let mut outcome = Ok(());
+        // Waking up is not part of it.
+        self.back.wait(None);
+        let started = Instant::now();
+        while !last {
+            let handler = |message: Message<'_>| {
+                if let Err(error) = verify(&message, number, bytes) {
+                    outcome = Err(error);
+                }
+                last = message.tag() == LAST;
+                number += 1;
+            };
+            if self.back.poll(handler, LIMIT).map_err(text)? == 0 {
+                self.back.wait(None);
+            }
+            outcome.clone()?;
+        }
+        Ok(Measured { messages: number, nanoseconds: started.elapsed().as_nanos() as f64 / number as f64 })
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// A buffer to offer from: what an application has made already, so that copying it is all that is left to do.
+fn message(bytes: usize) -> Vec<u8> {
+    PATTERN.to_ne_bytes().repeat(bytes / 8)
+}
+
+/// Sends a message that begins with its number, waiting for room as long as it takes.
+#[inline]
+fn send(out: &mut Sender, way: Way, tag: u16, number: u64, buffer: &mut [u8]) -> Result<(), String> {
+    match way {
+        Way::Offer => {
+            buffer[..8].copy_from_slice(&number.to_ne_bytes());
+            out.publication.offer_until(tag, buffer, None).map(drop).map_err(text)
+        }
+        Way::Claim => loop {
+            match out.publication.try_claim(buffer.len()) {
+                Ok(mut claim) => {
+                    let (words, _) = claim.as_chunks_mut::<8>();
+                    words.fill(PATTERN.to_ne_bytes());
+                    words[0] = number.to_ne_bytes();
+                    claim.set_tag(tag);
+                    claim.commit();
+                    out.idler.idle(1);
+                    return Ok(());
+                }
+                Err(OfferError::BackPressured) => out.idler.idle(0),
+                Err(error) => return Err(text(error)),
+            }
+        },
+    }
+}
+
+/// Reads all of a message.
+#[inline]
+fn verify(message: &Message<'_>, number: u64, bytes: usize) -> Result<(), String> {
+    let payload = message.payload();
+    let (words, _) = payload.as_chunks::<8>();
+    let sum = words.iter().fold(0u64, |sum, word| sum.wrapping_add(u64::from_ne_bytes(*word)));
+    let expected = number.wrapping_add(PATTERN.wrapping_mul(bytes as u64 / 8 - 1));
+    if payload.len() == bytes && sum == expected { Ok(()) } else { Err(format!("message {number} is not what was sent")) }
+}

@@ -14,7 +14,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use hdrhistogram::Histogram;
 use media_driver::EmbeddedDriver;
 use ringbus::wait::idle::Idler;
@@ -59,7 +59,13 @@ const PHASES: [Phase; 4] = [
         length: Duration::from_secs(1),
         exchange: Exchange::RoundTrips { pause: Duration::from_millis(10) },
     },
-    Phase { name: "stream both ways", idle: Idle::Adaptive, length: Duration::from_secs(2), exchange: Exchange::Stream },
+    // A loop over two directions cannot sleep in either of them.
+    Phase {
+        name: "stream both ways, yielding",
+        idle: Idle::Yielding,
+        length: Duration::from_secs(2),
+        exchange: Exchange::Stream,
+    },
 ];
 
 const ROUND_TRIP_BYTES: usize = 32;
@@ -140,7 +146,7 @@ fn run() -> Outcome<()> {
 
 fn table(published: &[Report], subscribed: &[Report], driver_cpu: &[Duration]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::NOTHING.header_separator(LineStyle::none().fill('─').junction('─')));
     let header = ["", "messages", "rate", "p50", "p99", "p99.9", "max", "CPU publisher", "subscriber", "driver"];
     table.set_header(header);
     for (((phase, publisher), subscriber), driver) in PHASES.iter().zip(published).zip(subscribed).zip(driver_cpu) {
@@ -153,7 +159,10 @@ fn table(published: &[Report], subscribed: &[Report], driver_cpu: &[Duration]) -
         row.extend(cpu);
         table.add_row(row);
     }
-    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((1, 0));
+        column.set_cell_alignment(if index == 0 { CellAlignment::Left } else { CellAlignment::Right });
+    }
     table
 }
 

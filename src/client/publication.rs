@@ -379,7 +379,20 @@ impl Publication {
 
     #[inline]
     fn put(&mut self, tag: u16, payload: &[u8]) -> Result<u64, OfferError> {
-        self.claim(payload.len())?;
+        let first = match &mut self.ring {
+            Ring::Single { producer, .. } => producer.offer(tag, payload),
+            Ring::Mpsc(Some(ring)) => ring.producer.offer(tag, payload),
+            Ring::Mpsc(None) => Err(ClaimError::NotConnected),
+        };
+        match first {
+            Ok(position) => Ok(position),
+            Err(error) => self.put_again(tag, payload, error),
+        }
+    }
+
+    #[cold]
+    fn put_again(&mut self, tag: u16, payload: &[u8], error: ClaimError) -> Result<u64, OfferError> {
+        self.claim_failed(payload.len(), error)?;
         self.ring.write(0, payload);
         Ok(self.ring.commit(tag))
     }

@@ -167,6 +167,14 @@ impl Producer {
         if fits { Ok(()) } else { Err(ClaimError::BackPressured) }
     }
 
+    /// Claims, copies and commits.
+    #[inline]
+    pub fn offer(&mut self, tag: u16, payload: &[u8]) -> Result<u64, ClaimError> {
+        self.claim(payload.len())?;
+        self.write(0, payload);
+        Ok(self.commit(tag))
+    }
+
     /// Copies into the claimed payload at `offset`.
     ///
     /// # Panics

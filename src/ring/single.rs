@@ -253,6 +253,15 @@ impl Producer {
         self.limit = oldest.position + capacity - HEADER_LENGTH;
     }
 
+    /// Claims, copies and commits.
+    #[inline]
+    pub fn offer(&mut self, tag: u16, payload: &[u8]) -> Result<u64, ClaimError> {
+        self.claim(payload.len())?;
+        // SAFETY: the claim is as long as the payload, and the producer's alone.
+        unsafe { self.region.write(self.tail + HEADER_LENGTH, payload) };
+        Ok(self.commit(tag))
+    }
+
     /// Copies into the claimed payload at `offset`.
     ///
     /// # Panics

@@ -9,6 +9,7 @@
 use std::fmt::Display;
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, StdinLock, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -226,6 +227,11 @@ impl Party {
         fds_of(self.pid())
     }
 
+    /// Waits until all of it sleeps.
+    pub fn wait_all_asleep(&self) {
+        tasks(self.pid()).iter().for_each(|task| wait_asleep(task));
+    }
+
     /// Waits until the thread sleeps and does not get up by itself.
     pub fn wait_asleep(&self, thread: &str) {
         wait_asleep(&PathBuf::from(format!("/proc/{}/task/{thread}", self.pid())));
@@ -434,6 +440,11 @@ impl DriverProcess {
         &self.party
     }
 
+    /// Lets other users into the directory. The socket's own mode is the driver's affair.
+    pub fn open_to_all(&self) {
+        fs::set_permissions(self.directory(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    }
+
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -520,7 +531,9 @@ pub fn event(subscription: &mut Subscription) -> ImageEvent {
         if let Some(event) = subscription.next_event() {
             return event;
         }
-        assert_eq!(subscription.wait(in_time()), Ready::Event);
+        assert_ne!(subscription.wait(in_time()), Ready::TimedOut, "no event");
+        // A claim that was given up looks like a message from afar.
+        assert!(subscription.next().expect("no error").is_none(), "a message");
     }
 }
 
