@@ -25,16 +25,19 @@ use ringbus::{Client, Idle, Message, OfferError, Publication, Subscription};
 use rustix::fs::MemfdFlags;
 
 use harness::{End, Ends, Measured, Place, median, median_of_batches};
-use raw::{LINE_BYTES, LINE_PAYLOAD, PingPong, Raw};
+use raw::{Game, LINE, Raw};
 
-/// Payload beside the sequence number.
-const PATTERN: u64 = 0x0123_4567_89ab_cdef;
+/// Payload beside the number.
+const PATTERN_BYTE: u8 = 0x5a;
+const PATTERN: u64 = u64::from_ne_bytes([PATTERN_BYTE; 8]);
 const CAPACITY: u64 = 512 << 10;
 /// Tag of the message behind the last of a slice.
 const LAST: u16 = 1;
 
-const ROUND_TRIP_BYTES: [usize; 3] = [32, 64, 1024];
-const STREAM_BYTES: [usize; 4] = [32, 64, 1024, 16384];
+/// Payloads of round trips.
+const ROUND_TRIPS: [usize; 3] = [32, 64, 1024];
+/// Raw messages of so many lines, and the payloads that are compared with them.
+const STREAMS: [(usize, &[usize]); 3] = [(1, &[32, 64]), (16, &[1024]), (256, &[16384])];
 const IDLES: [(&str, Idle); 2] = [("busy-spin", Idle::BusySpin), ("default idle", Idle::Adaptive)];
 
 /// How a message gets into the ring.
@@ -58,49 +61,50 @@ struct Candidate {
 }
 
 enum Work {
-    RawRoundTrip(PingPong),
-    RawStream,
+    RawRoundTrip(Game),
+    RawStream(Game),
     RoundTrip { idle: usize, way: Way },
     Stream { idle: usize, way: Way },
 }
 
 impl Work {
     fn is_stream(&self) -> bool {
-        matches!(self, Self::RawStream | Self::Stream { .. })
+        matches!(self, Self::RawStream(_) | Self::Stream { .. })
     }
 }
 
 /// All there are, in the same order in each process.
 fn candidates() -> Vec<Candidate> {
     let mut all = Vec::new();
-    let mut add = |name: String, bytes, work, limit: Option<usize>| {
-        all.push(Candidate { name, bytes, work, limit: limit.unwrap_or(all.len()) });
-        all.len() - 1
-    };
-    let ring = |way, idle| format!("ring, {way}, {idle}");
-    for (index, bytes) in ROUND_TRIP_BYTES.into_iter().enumerate() {
-        let lines = bytes.div_ceil(LINE_PAYLOAD);
-        let name = if lines == 1 { "raw, a line each way".into() } else { format!("raw, {lines} lines each way") };
-        let limit = add(name, bytes, Work::RawRoundTrip(PingPong { index, lines, shared: false }), None);
+    for (index, bytes) in ROUND_TRIPS.into_iter().enumerate() {
+        let limit = all.len();
+        // The payload, and a word for the number.
+        let lines = (bytes + 8).div_ceil(LINE);
+        let name = format!("raw lines, {lines} each way");
+        all.push(Candidate { name, bytes, work: Work::RawRoundTrip(Game { index, lines, shared: false }), limit });
         if lines == 1 {
-            let game = PingPong { index: ROUND_TRIP_BYTES.len(), lines, shared: true };
-            add("raw, one line back and forth".into(), bytes, Work::RawRoundTrip(game), Some(limit));
+            let game = Game { index: ROUND_TRIPS.len(), lines, shared: true };
+            all.push(Candidate { name: "raw line, the same both ways".into(), bytes, work: Work::RawRoundTrip(game), limit });
         }
-        for (way_name, way) in WAYS {
-            for (idle, (idle_name, _)) in IDLES.iter().enumerate() {
-                add(ring(way_name, idle_name), bytes, Work::RoundTrip { idle, way }, Some(limit));
-            }
-        }
+        ring_candidates(&mut all, bytes, limit, |idle, way| Work::RoundTrip { idle, way });
     }
-    let limit = add("raw lines".into(), LINE_BYTES, Work::RawStream, None);
-    for bytes in STREAM_BYTES {
-        for (way_name, way) in WAYS {
-            for (idle, (idle_name, _)) in IDLES.iter().enumerate() {
-                add(ring(way_name, idle_name), bytes, Work::Stream { idle, way }, Some(limit));
-            }
+    for (index, (lines, sizes)) in STREAMS.into_iter().enumerate() {
+        let limit = all.len();
+        let name = format!("raw lines, {lines} a message");
+        all.push(Candidate { name, bytes: lines * LINE, work: Work::RawStream(Game { index, lines, shared: false }), limit });
+        for &bytes in sizes {
+            ring_candidates(&mut all, bytes, limit, |idle, way| Work::Stream { idle, way });
         }
     }
     all
+}
+
+fn ring_candidates(all: &mut Vec<Candidate>, bytes: usize, limit: usize, work: impl Fn(usize, Way) -> Work) {
+    for (way_name, way) in WAYS {
+        for (idle, (idle_name, _)) in IDLES.iter().enumerate() {
+            all.push(Candidate { name: format!("ring, {way_name}, {idle_name}"), bytes, work: work(idle, way), limit });
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -136,7 +140,7 @@ fn measure() -> Result<(), Box<dyn Error>> {
         return Ok(());
     };
     let (length, rounds) = plan();
-    let mut candidates = candidates(); if std::env::var("RAWONLY").is_ok() { candidates.truncate(17); }
+    let candidates = candidates();
     println!(
         "Two processes on cores {left} and {right}; medians of {rounds} rounds, in which {} candidates take turns of {length:?}.",
         candidates.len()
@@ -191,9 +195,8 @@ fn measure() -> Result<(), Box<dyn Error>> {
     }
     println!("\n{round_trips}\n\n{streams}\n");
     println!(
-        "The limit of a round trip: raw lines that carry as much payload, {LINE_PAYLOAD} bytes and a sequence number each. The limit one way: all \
-         {LINE_BYTES} bytes of\nraw lines, of which the ring's payload is a part (its 8-byte headers count against it). The ring: broadcast, one \
-         subscription, {} KiB.",
+        "Limit of a round trip: raw lines that carry as much payload and a number. Limit one way: raw messages of whole lines, the number in the last \
+         word;\nall their bytes count, of the ring's frames only the payload. The ring: broadcast, one subscription, {} KiB.",
         CAPACITY >> 10
     );
     Ok(())
@@ -217,15 +220,18 @@ fn serve(place: &Place) -> Result<(), Box<dyn Error>> {
         let Candidate { bytes, work, .. } = &candidates[slice];
         match *work {
             Work::RawRoundTrip(game) => raw.ping_pong(game, place.end, length),
-            Work::RawStream => raw.stream(place.end, length),
-            Work::RoundTrip { idle, way } => match place.end {
-                End::Left => pairs[idle].ping(*bytes, way, length),
-                End::Right => pairs[idle].pong(*bytes, way),
-            },
-            Work::Stream { idle, way } => match place.end {
-                End::Left => pairs[idle].publish(*bytes, way, length),
-                End::Right => pairs[idle].subscribe(*bytes),
-            },
+            Work::RawStream(game) => raw.stream(game, place.end, length),
+            Work::RoundTrip { idle, .. } | Work::Stream { idle, .. } => {
+                // Sizes are known when compiling, as those of most messages are.
+                let run = match bytes {
+                    32 => Pair::run::<32>,
+                    64 => Pair::run::<64>,
+                    1024 => Pair::run::<1024>,
+                    16384 => Pair::run::<16384>,
+                    _ => return Err(format!("there are no messages of {bytes} bytes")),
+                };
+                run(&mut pairs[idle], work, place.end, length)
+            }
         }
     })
 }
@@ -256,26 +262,36 @@ impl Pair {
         Ok(Self { out: Sender { publication, idler: Idler::new(idle) }, back })
     }
 
-    fn ping(&mut self, bytes: usize, way: Way, length: Duration) -> Result<Measured, String> {
-        let mut buffer = message(bytes);
+    fn run<const BYTES: usize>(&mut self, work: &Work, end: End, length: Duration) -> Result<Measured, String> {
+        match (work, end) {
+            (Work::RoundTrip { way, .. }, End::Left) => self.ping::<BYTES>(*way, length),
+            (Work::RoundTrip { way, .. }, End::Right) => self.pong::<BYTES>(*way),
+            (Work::Stream { way, .. }, End::Left) => self.publish::<BYTES>(*way, length),
+            (Work::Stream { .. }, End::Right) => self.subscribe::<BYTES>(),
+            _ => Err("that is not for the ring".into()),
+        }
+    }
+
+    fn ping<const BYTES: usize>(&mut self, way: Way, length: Duration) -> Result<Measured, String> {
+        let mut buffer = [PATTERN_BYTE; BYTES];
         let mut number = 0;
         let nanoseconds = median_of_batches(length, |last| {
-            send(&mut self.out, way, if last { LAST } else { 0 }, number, &mut buffer)?;
-            verify(&self.back.recv().map_err(text)?, number, bytes)?;
+            self.out.send(way, if last { LAST } else { 0 }, number, &mut buffer)?;
+            verify::<BYTES>(&self.back.recv().map_err(text)?, number)?;
             number += 1;
             Ok(())
         })?;
         Ok(Measured { messages: number, nanoseconds })
     }
 
-    fn pong(&mut self, bytes: usize, way: Way) -> Result<Measured, String> {
-        let mut buffer = message(bytes);
+    fn pong<const BYTES: usize>(&mut self, way: Way) -> Result<Measured, String> {
+        let mut buffer = [PATTERN_BYTE; BYTES];
         let mut number = 0;
         loop {
             let received = self.back.recv().map_err(text)?;
-            verify(&received, number, bytes)?;
+            verify::<BYTES>(&received, number)?;
             let tag = received.tag();
-            send(&mut self.out, way, tag, number, &mut buffer)?;
+            self.out.send(way, tag, number, &mut buffer)?;
             number += 1;
             if tag == LAST {
                 return Ok(Measured { messages: number, nanoseconds: 0.0 });
@@ -283,15 +299,15 @@ impl Pair {
         }
     }
 
-    fn publish(&mut self, bytes: usize, way: Way, length: Duration) -> Result<Measured, String> {
-        let mut buffer = message(bytes);
+    fn publish<const BYTES: usize>(&mut self, way: Way, length: Duration) -> Result<Measured, String> {
+        let mut buffer = [PATTERN_BYTE; BYTES];
         let mut number = 0;
         let deadline = Instant::now() + length;
         // The clock is read once a ring.
-        let step = CAPACITY / bytes as u64;
+        let step = CAPACITY / BYTES as u64;
         loop {
             let last = (number + 1u64).is_multiple_of(step) && Instant::now() >= deadline;
-            send(&mut self.out, way, if last { LAST } else { 0 }, number, &mut buffer)?;
+            self.out.send(way, if last { LAST } else { 0 }, number, &mut buffer)?;
             number += 1;
             if last {
                 return Ok(Measured { messages: number, nanoseconds: 0.0 });
@@ -299,7 +315,7 @@ impl Pair {
         }
     }
 
-    fn subscribe(&mut self, bytes: usize) -> Result<Measured, String> {
+    fn subscribe<const BYTES: usize>(&mut self) -> Result<Measured, String> {
         const LIMIT: usize = 256;
         let mut number = 0;
         let mut last = false;
@@ -309,7 +325,7 @@ impl Pair {
         let started = Instant::now();
         while !last {
             let handler = |message: Message<'_>| {
-                if let Err(error) = verify(&message, number, bytes) {
+                if let Err(error) = verify::<BYTES>(&message, number) {
                     outcome = Err(error);
                 }
                 last = message.tag() == LAST;
@@ -318,53 +334,56 @@ impl Pair {
             if self.back.poll(handler, LIMIT).map_err(text)? == 0 {
                 self.back.wait(None);
             }
-            outcome.clone()?;
+            if outcome.is_err() {
+                outcome?;
+            }
         }
         Ok(Measured { messages: number, nanoseconds: started.elapsed().as_nanos() as f64 / number as f64 })
     }
 }
 
-fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
-}
-
-/// A buffer to offer from: what an application has made already, so that copying it is all that is left to do.
-fn message(bytes: usize) -> Vec<u8> {
-    PATTERN.to_ne_bytes().repeat(bytes / 8)
-}
-
-/// Sends a message that begins with its number, waiting for room as long as it takes.
-#[inline]
-fn send(out: &mut Sender, way: Way, tag: u16, number: u64, buffer: &mut [u8]) -> Result<(), String> {
-    match way {
-        Way::Offer => {
-            buffer[..8].copy_from_slice(&number.to_ne_bytes());
-            out.publication.offer_until(tag, buffer, None).map(drop).map_err(text)
-        }
-        Way::Claim => loop {
-            match out.publication.try_claim(buffer.len()) {
-                Ok(mut claim) => {
-                    let (words, _) = claim.as_chunks_mut::<8>();
-                    words.fill(PATTERN.to_ne_bytes());
-                    words[0] = number.to_ne_bytes();
-                    claim.set_tag(tag);
-                    claim.commit();
-                    out.idler.idle(1);
-                    return Ok(());
+impl Sender {
+    /// Sends a message that begins with its number, waiting for room as long as it takes. `buffer` is what an application has made already, so that
+    /// copying it is all that is left to do; a claim is filled in place.
+    #[inline(always)]
+    fn send<const BYTES: usize>(&mut self, way: Way, tag: u16, number: u64, buffer: &mut [u8; BYTES]) -> Result<(), String> {
+        match way {
+            Way::Offer => {
+                buffer[..8].copy_from_slice(&number.to_ne_bytes());
+                match self.publication.offer_tagged(tag, buffer) {
+                    Ok(_) => Ok(()),
+                    Err(OfferError::BackPressured) => self.publication.offer_until(tag, buffer, None).map(drop).map_err(text),
+                    Err(error) => Err(text(error)),
                 }
-                Err(OfferError::BackPressured) => out.idler.idle(0),
-                Err(error) => return Err(text(error)),
             }
-        },
+            Way::Claim => loop {
+                match self.publication.try_claim(BYTES) {
+                    Ok(mut claim) => {
+                        claim.fill(PATTERN_BYTE);
+                        claim[..8].copy_from_slice(&number.to_ne_bytes());
+                        claim.set_tag(tag);
+                        claim.commit();
+                        self.idler.idle(1);
+                        return Ok(());
+                    }
+                    Err(OfferError::BackPressured) => self.idler.idle(0),
+                    Err(error) => return Err(text(error)),
+                }
+            },
+        }
     }
 }
 
 /// Reads all of a message.
-#[inline]
-fn verify(message: &Message<'_>, number: u64, bytes: usize) -> Result<(), String> {
-    let payload = message.payload();
+#[inline(always)]
+fn verify<const BYTES: usize>(message: &Message<'_>, number: u64) -> Result<(), String> {
+    let wrong = || Err(format!("message {number} is not what was sent"));
+    let Ok(payload) = <&[u8; BYTES]>::try_from(message.payload()) else { return wrong() };
     let (words, _) = payload.as_chunks::<8>();
     let sum = words.iter().fold(0u64, |sum, word| sum.wrapping_add(u64::from_ne_bytes(*word)));
-    let expected = number.wrapping_add(PATTERN.wrapping_mul(bytes as u64 / 8 - 1));
-    if payload.len() == bytes && sum == expected { Ok(()) } else { Err(format!("message {number} is not what was sent")) }
+    if sum == number.wrapping_add(PATTERN.wrapping_mul(BYTES as u64 / 8 - 1)) { Ok(()) } else { wrong() }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }

@@ -117,7 +117,7 @@ fn run() -> Outcome<()> {
     let deadline = Instant::now() + Duration::from_secs(seconds) + 3 * PATIENCE;
     loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok((role, Line::Begin)) if role == Role::Publisher => driver_cpu_before = cpu_time(),
+            Ok((Role::Publisher, Line::Begin)) => driver_cpu_before = cpu_time(),
             Ok((_, Line::Begin)) => {}
             Ok((role, Line::End(report))) => {
                 if role == Role::Publisher {

@@ -1,9 +1,8 @@
 //! The physical limit: cache lines that go from one core to another, with nothing around them.
 //!
-//! Each line carries its sequence number in band, behind 56 bytes of payload that the sender writes in full and the receiver reads in full. There is
-//! no length, no flow control per message, nobody to wake, and nobody to distrust.
+//! A message is a fixed number of lines, written in full and read in full, whose very last word is its number. There are no lengths, no flow
+//! control per message, nobody to wake, and nobody to distrust.
 
-use std::cell::UnsafeCell;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,83 +13,45 @@ use memmap2::MmapRaw;
 use crate::PATTERN;
 use crate::harness::{End, Measured, median_of_batches};
 
-const WORDS: usize = 7;
-/// Bytes of payload in a line.
-pub const LINE_PAYLOAD: usize = WORDS * size_of::<u64>();
 /// Bytes of a line.
-pub const LINE_BYTES: usize = size_of::<Line>();
-/// Of the stream: 256 KiB, so that reader and writer rarely meet, and all of it stays in the cache.
-const STREAM_LINES: usize = 4096;
-/// A direction of a ping-pong.
+pub const LINE: usize = 64;
+const WORDS: usize = LINE / size_of::<u64>();
+/// Of a stream: 512 KiB, as the ring has.
+const STREAM_LINES: usize = 8192;
+/// How far the reader of a stream lets the writer go ahead before it looks. A reader that looks for each line takes it away from a writer
+/// that has the next one to write beside it; so each line would travel more than once.
+const STEP: usize = STREAM_LINES / 8;
+/// Of a direction of a ping-pong.
 const LANE_LINES: usize = 32;
-/// Ping-pongs of different sizes use different lines, as each goes on counting where it was.
-const PING_PONGS: usize = 8;
-const ALL_LINES: usize = STREAM_LINES + 1 + PING_PONGS * 2 * LANE_LINES;
-/// Bytes of memory that both processes map.
-pub const MEMORY: u64 = (ALL_LINES * LINE_BYTES) as u64;
+/// Most there can be. Each has lines of its own, as each goes on counting where it was.
+const GAMES: usize = 8;
 
-/// Set in the sequence number of a slice's last line.
+const READ_POSITION: usize = GAMES * STREAM_LINES;
+const PING_PONGS: usize = READ_POSITION + GAMES;
+const ALL_LINES: usize = PING_PONGS + GAMES * 2 * LANE_LINES;
+/// Bytes of memory that both processes map.
+pub const MEMORY: u64 = (ALL_LINES * LINE) as u64;
+
+/// Set in the number of a slice's last message.
 const LAST: u64 = 1 << 63;
 
-#[repr(C, align(64))]
-struct Line {
-    /// Belongs to the writer until it stores the sequence number, then to the reader until that makes room or answers.
-    payload: UnsafeCell<[u64; WORDS]>,
-    sequence: AtomicU64,
-}
+/// What messages are copied from.
+static SOURCE: [u64; STEP * WORDS] = [PATTERN; STEP * WORDS];
 
-impl Line {
-    /// # Safety
-    ///
-    /// The line is this side's turn to write.
-    #[inline(always)]
-    unsafe fn write(&self, sequence: u64) {
-        let mut payload = [PATTERN; WORDS];
-        payload[0] = sequence;
-        // SAFETY: ours, says the caller; shared memory is never moved or freed while this runs.
-        unsafe { self.payload.get().write(payload) };
-        // Pairs with the Acquire load in `read`: who sees the number sees the payload.
-        self.sequence.store(sequence, Ordering::Release);
-    }
-
-    /// Waits for the line with this number, reads it, and says whether it is the last.
-    ///
-    /// # Safety
-    ///
-    /// The other side does not write the line again before it learns that we have read it.
-    #[inline(always)]
-    unsafe fn read(&self, sequence: u64, wrong: &mut bool) -> bool {
-        let found = loop {
-            // Pairs with the Release store in `write`.
-            let found = self.sequence.load(Ordering::Acquire);
-            if found & !LAST == sequence {
-                break found;
-            }
-            for _ in 0..*PAUSES { core::hint::spin_loop(); }
-        };
-        // SAFETY: written before the number, and ours until we say so.
-        let payload = unsafe { self.payload.get().read() };
-        let sum = payload.iter().fold(0u64, |sum, word| sum.wrapping_add(*word));
-        *wrong |= sum != found.wrapping_add(PATTERN.wrapping_mul(WORDS as u64 - 1));
-        found & LAST != 0
-    }
-}
-
-/// The memory that both ends share, and how far they have counted.
+/// The memory that both ends share, and how far each game has counted.
 pub struct Raw {
     memory: MmapRaw,
-    stream_position: u64,
-    rounds: [u64; PING_PONGS],
+    counts: [u64; 2 * GAMES],
 }
 
-/// A ping-pong: one message there and one back, again and again.
+/// A message there, then a message back, again and again; or a stream of messages one way.
 #[derive(Debug, Clone, Copy)]
-pub struct PingPong {
-    /// Which one, below 8.
+pub struct Game {
+    /// Which one of its sort, below 8.
     pub index: usize,
-    /// Lines of a message.
+    /// Lines of a message: 1, 2, 16, 17 or 256.
     pub lines: usize,
-    /// Both directions use the same lines, so that nothing but these moves.
+    /// A ping-pong whose two directions use the same lines.
     pub shared: bool,
 }
 
@@ -98,108 +59,167 @@ impl Raw {
     /// Maps the memory.
     pub fn new(memory: &File) -> io::Result<Self> {
         assert_eq!(memory.metadata()?.len(), MEMORY);
-        Ok(Self { memory: MmapRaw::map_raw(memory)?, stream_position: 0, rounds: [0; PING_PONGS] })
+        Ok(Self { memory: MmapRaw::map_raw(memory)?, counts: [0; 2 * GAMES] })
     }
 
-    fn lines(&self) -> &[Line] {
-        // SAFETY: as many lines are mapped, page-aligned, as long as `self` is; all zero is valid, and both fields are for shared writing.
-        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), ALL_LINES) }
+    fn words(&self, line: usize) -> *mut u64 {
+        assert!(line < ALL_LINES);
+        // SAFETY: mapped, and page-aligned.
+        unsafe { self.memory.as_mut_ptr().add(line * LINE).cast() }
+    }
+
+    /// The last word of a line.
+    fn number(&self, line: usize) -> &AtomicU64 {
+        // SAFETY: mapped as long as `self`, and aligned; used as an atomic only, by both processes.
+        unsafe { AtomicU64::from_ptr(self.words(line).add(WORDS - 1)) }
+    }
+
+    /// Writes a message.
+    ///
+    /// # Safety
+    ///
+    /// The other side has read what was there, or never will.
+    #[inline(always)]
+    unsafe fn send<const LINES: usize>(&self, line: usize, number: u64) {
+        // SAFETY: lines that are ours at the moment, but for the last word.
+        unsafe {
+            let words = self.words(line);
+            words.copy_from_nonoverlapping(SOURCE.as_ptr(), LINES * WORDS - 1);
+            words.write(number);
+        }
+        // Pairs with the Acquire load in `receive`: who sees the number sees the message.
+        self.number(line + LINES - 1).store(number, Ordering::Release);
+    }
+
+    /// Waits for a message and reads it; says whether it is the last.
+    ///
+    /// # Safety
+    ///
+    /// The other side does not write it again before it learns that we have read it.
+    #[inline(always)]
+    unsafe fn receive<const LINES: usize>(&self, line: usize, number: u64, wrong: &mut bool) -> bool {
+        let found = self.wait(line + LINES - 1, number);
+        // SAFETY: written before the number, and not again until we say so.
+        let words = unsafe { std::slice::from_raw_parts(self.words(line), LINES * WORDS - 1) };
+        let sum = words.iter().fold(0u64, |sum, word| sum.wrapping_add(*word));
+        *wrong |= sum != found.wrapping_add(PATTERN.wrapping_mul((LINES * WORDS - 2) as u64));
+        found & LAST != 0
+    }
+
+    #[inline(always)]
+    fn wait(&self, line: usize, number: u64) -> u64 {
+        loop {
+            // Pairs with the Release store in `send`.
+            let found = self.number(line).load(Ordering::Acquire);
+            if found & !LAST == number {
+                return found;
+            }
+            core::hint::spin_loop();
+        }
     }
 
     /// Runs a slice of a ping-pong. The left end begins and measures.
-    pub fn ping_pong(&mut self, game: PingPong, end: End, length: Duration) -> Result<Measured, String> {
-        let mut round = self.rounds[game.index];
-        let first = STREAM_LINES + 1 + game.index * 2 * LANE_LINES;
-        let lane = |start: usize| &self.lines()[start..start + game.lines];
-        let (there, back) = (lane(first), lane(if game.shared { first } else { first + LANE_LINES }));
+    pub fn ping_pong(&mut self, game: Game, end: End, length: Duration) -> Result<Measured, String> {
+        match game.lines {
+            1 => self.ping_pong_of::<1>(game, end, length),
+            2 => self.ping_pong_of::<2>(game, end, length),
+            17 => self.ping_pong_of::<17>(game, end, length),
+            lines => Err(format!("there is no ping-pong of {lines} lines")),
+        }
+    }
+
+    fn ping_pong_of<const LINES: usize>(&mut self, game: Game, end: End, length: Duration) -> Result<Measured, String> {
+        let before = self.counts[game.index];
+        let mut count = before;
+        let there = PING_PONGS + game.index * 2 * LANE_LINES;
+        let back = if game.shared { there } else { there + LANE_LINES };
         let mut wrong = false;
-        let send = |lane: &[Line], number| {
-            // SAFETY: the two sides write by turns, and it is ours.
-            lane.iter().for_each(|line| unsafe { line.write(number) });
-        };
         // Odd numbers go there, even ones come back.
-        let before = round;
-        let measured = match end {
-            End::Left => {
-                let time = median_of_batches(length, |last| {
-                    send(there, (2 * round + 1) | if last { LAST } else { 0 });
-                    // SAFETY: the other side writes by turns, too.
-                    back.iter().for_each(|line| _ = unsafe { line.read(2 * round + 2, &mut wrong) });
-                    round += 1;
-                    Ok(())
-                })?;
-                Measured { messages: round - before, nanoseconds: time }
-            }
+        let nanoseconds = match end {
+            End::Left => median_of_batches(length, |last| {
+                // SAFETY: the two sides write by turns, each after it has read what the other wrote.
+                unsafe {
+                    self.send::<LINES>(there, (2 * count + 1) | if last { LAST } else { 0 });
+                    self.receive::<LINES>(back, 2 * count + 2, &mut wrong);
+                }
+                count += 1;
+                Ok(())
+            })?,
             End::Right => loop {
-                let mut last = false;
                 // SAFETY: as above.
-                there.iter().for_each(|line| last |= unsafe { line.read(2 * round + 1, &mut wrong) });
-                send(back, 2 * round + 2);
-                round += 1;
+                let last = unsafe {
+                    let last = self.receive::<LINES>(there, 2 * count + 1, &mut wrong);
+                    self.send::<LINES>(back, 2 * count + 2);
+                    last
+                };
+                count += 1;
                 if last {
-                    break Measured { messages: round - before, nanoseconds: 0.0 };
+                    break 0.0;
                 }
             },
         };
-        self.rounds[game.index] = round;
-        if wrong { Err("a raw line of the ping-pong is not what was sent".into()) } else { Ok(measured) }
+        self.counts[game.index] = count;
+        finish(wrong, Measured { messages: count - before, nanoseconds })
     }
 
-    /// Runs a slice of the stream: as many lines as possible, from left to right. The right end measures.
-    pub fn stream(&mut self, end: End, length: Duration) -> Result<Measured, String> {
-        /// Positions are told rarely: each time costs both sides a line.
-        const STEP: u64 = STREAM_LINES as u64 / 8;
-        let before = self.stream_position;
-        let mut position = before;
-        let line = |position: u64| &self.lines()[position as usize % STREAM_LINES];
-        let read_position = &self.lines()[STREAM_LINES].sequence;
+    /// Runs a slice of a stream: as many messages as possible, from left to right. The right end measures.
+    pub fn stream(&mut self, game: Game, end: End, length: Duration) -> Result<Measured, String> {
+        match game.lines {
+            1 => self.stream_of::<1>(game, end, length),
+            16 => self.stream_of::<16>(game, end, length),
+            256 => self.stream_of::<256>(game, end, length),
+            lines => Err(format!("there is no stream of {lines} lines")),
+        }
+    }
+
+    fn stream_of<const LINES: usize>(&mut self, game: Game, end: End, length: Duration) -> Result<Measured, String> {
+        let (messages, step) = ((STREAM_LINES / LINES) as u64, (STEP / LINES) as u64);
+        let before = self.counts[GAMES + game.index];
+        let mut count = before;
+        let line = |count: u64| game.index * STREAM_LINES + (count % messages) as usize * LINES;
+        let read_position = self.number(READ_POSITION + game.index);
         let mut wrong = false;
+        let mut last = false;
         let mut nanoseconds = 0.0;
         match end {
             End::Left => {
                 let deadline = Instant::now() + length;
-                let mut limit = before + STREAM_LINES as u64;
-                loop {
-                    while position == limit {
-                        // Pairs with the Release stores below: what we overwrite has been read.
-                        limit = read_position.load(Ordering::Acquire) + STREAM_LINES as u64;
+                let mut limit = before + messages;
+                while !last {
+                    while count == limit {
+                        // Pairs with the Release store below: what we overwrite has been read.
+                        limit = read_position.load(Ordering::Acquire) + messages;
                         core::hint::spin_loop();
                     }
-                    let last = position.is_multiple_of(STREAM_LINES as u64) && Instant::now() >= deadline;
-                    position += 1;
+                    // Only at the end of a step: that is where the reader looks.
+                    last = (count + 1).is_multiple_of(messages) && Instant::now() >= deadline;
                     // SAFETY: below the limit, so the reader is done with what was there.
-                    unsafe { line(position - 1).write(position | if last { LAST } else { 0 }) };
-                    if last {
-                        break;
-                    }
+                    unsafe { self.send::<LINES>(line(count), (count + 1) | if last { LAST } else { 0 }) };
+                    count += 1;
                 }
             }
             End::Right => {
-                let mut started = None;
-                loop {
-                    // SAFETY: the writer stays below the position that we tell.
-                    let last = unsafe { line(position).read(position + 1, &mut wrong) };
-                    position += 1;
-                    if last || position.is_multiple_of(STEP) {
-                        // Pairs with the Acquire load above: our reads are done.
-                        read_position.store(position, Ordering::Release);
+                // Waking up is not part of it.
+                self.wait(line(count) + LINES - 1, count + 1);
+                let started = Instant::now();
+                while !last {
+                    self.wait(line(count + step - 1) + LINES - 1, count + step);
+                    for _ in 0..step {
+                        // SAFETY: the writer stays below the position that we tell.
+                        last = unsafe { self.receive::<LINES>(line(count), count + 1, &mut wrong) };
+                        count += 1;
                     }
-                    // Waking up is not part of it.
-                    let started = *started.get_or_insert_with(Instant::now);
-                    if last {
-                        nanoseconds = started.elapsed().as_nanos() as f64 / (position - before) as f64;
-                        break;
-                    }
+                    // Pairs with the Acquire load above: our reads are done.
+                    read_position.store(count, Ordering::Release);
                 }
+                nanoseconds = started.elapsed().as_nanos() as f64 / (count - before) as f64;
             }
         }
-        self.stream_position = position;
-        if wrong {
-            Err("a raw line of the stream is not what was sent".into())
-        } else {
-            Ok(Measured { messages: position - before, nanoseconds })
-        }
+        self.counts[GAMES + game.index] = count;
+        finish(wrong, Measured { messages: count - before, nanoseconds })
     }
 }
 
-static PAUSES: std::sync::LazyLock<u32> = std::sync::LazyLock::new(|| std::env::var("PAUSES").map_or(1, |p| p.parse().unwrap()));
+fn finish(wrong: bool, measured: Measured) -> Result<Measured, String> {
+    if wrong { Err("a raw message is not what was sent".into()) } else { Ok(measured) }
+}

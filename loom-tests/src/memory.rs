@@ -50,6 +50,8 @@ pub struct SingleMemory {
 
 impl SingleMemory {
     /// A ring of `capacity` bytes and `subscriptions` pages, all zero.
+    // An `Arc` like everywhere else in the models, though loom's threads are really one.
+    #[allow(clippy::arc_with_non_send_sync)]
     pub fn new(capacity: u64, overwrite: Overwrite, subscriptions: usize) -> Arc<Self> {
         Arc::new(Self {
             control: SingleControl::default(),
@@ -89,9 +91,8 @@ impl Mapped<single::Producer, SingleMemory> {
     }
 }
 
-/// A producer and the readers of all subscriptions, taken in: their links are 1, 2, ..
 impl SingleMemory {
-    /// See above.
+    /// A producer and the readers of all subscriptions, taken in: their links are 1, 2, ..
     pub fn linked(self: &Arc<Self>) -> (Mapped<single::Producer, Self>, Vec<Mapped<single::Consumer, Self>>) {
         let mut producer = self.producer();
         let mut link = 0;
@@ -118,6 +119,8 @@ pub struct MpscMemory {
 
 impl MpscMemory {
     /// A ring of `capacity` bytes, all zero.
+    // An `Arc` like everywhere else in the models, though loom's threads are really one.
+    #[allow(clippy::arc_with_non_send_sync)]
     pub fn new(capacity: u64) -> Arc<Self> {
         Arc::new(Self { control: MpscControl::default(), page: SubscriptionPage::default(), region: Region::new(capacity) })
     }

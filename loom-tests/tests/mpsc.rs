@@ -92,7 +92,7 @@ fn run(capacity: u64, work: &'static [&'static [(Option<u8>, usize)]], prefill: 
     sink.consumer.release(true).unwrap();
     assert!(memory.is_zero());
     for (slot, work) in work.iter().enumerate() {
-        let prefilled = if slot == 0 { 1..=prefill } else { 1..=0 };
+        let prefilled = 1..=if slot == 0 { prefill } else { 0 };
         let expected: Vec<u8> = prefilled.chain(work.iter().filter_map(|&(message, _)| message)).collect();
         assert_eq!(sink.got[slot], expected);
     }

@@ -313,6 +313,40 @@ fn of_two_dead_at_one_start_the_longer_owned_it() {
     explore(2, || two_die_at_the_same_start([8, 24], 1, true));
 }
 
+/// The dead that owned the claim had confirmed it and written payload, which at the end of the other dead's shorter intent looks like a header: what is confirmed goes first. A third publishes
+/// one message and the consumer looks twice. Bound: 2 preemptions.
+#[test]
+fn of_two_dead_at_one_start_the_confirmed_owned_it() {
+    explore(2, || {
+        let memory = MpscMemory::new(128);
+        let mut sink = Sink::new(&memory);
+        let mortals = thread::spawn({
+            let (memory, dead) = (memory.clone(), [sink.flag(0), sink.flag(1)]);
+            move || {
+                let mut shorter = Dying::new(&memory, 0, 8);
+                shorter.measure();
+                shorter.intend();
+                let mut longer = memory.producer(1);
+                longer.claim(24).unwrap();
+                longer.write(0, &payload(0xDD, 24));
+                dead[0].store(true, Ordering::Release);
+                dead[1].store(true, Ordering::Release);
+            }
+        });
+        let alive = thread::spawn({
+            let mut producer = memory.producer(2);
+            move || publish(&mut producer, &[21])
+        });
+        for _ in 0..2 {
+            sink.step(&[0, 1]);
+        }
+        mortals.join().unwrap();
+        alive.join().unwrap();
+        sink.finish(&[0, 1]);
+        assert_eq!(sink.got, [vec![], vec![], vec![21]]);
+    });
+}
+
 /// Two in threads of their own die right after their first CAS, the one of 8 bytes and the other of 24, while a third publishes one message and the consumer looks once. Bound: 2 preemptions.
 #[test]
 fn two_die_each_in_its_own_time() {

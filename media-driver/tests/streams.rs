@@ -121,7 +121,11 @@ fn sluggard(mut role: Role) {
                 let next = received + lost;
                 match subscription.next() {
                     Ok(Some(message)) => {
-                        assert_eq!(support::check(message.payload()), (0, next), "in order, and exactly what was lost is missing");
+                        assert_eq!(
+                            support::check(message.payload()),
+                            (0, next),
+                            "in order, and exactly what was lost is missing"
+                        );
                         received += 1;
                     }
                     Ok(None) => {}

@@ -816,6 +816,11 @@ impl Subscription {
     }
 
     fn wait_for(&mut self, deadline: Option<Instant>, events_count: bool) -> Ready {
+        // What was taken is done with: nobody should wait for room that we do not need.
+        if self.release_all().is_err() {
+            // The next poll finds out the same and says so.
+            return Ready::Messages;
+        }
         let ready = loop {
             if let Some(ready) = self.look(events_count) {
                 break ready;
@@ -838,10 +843,6 @@ impl Subscription {
 
     /// The sleep protocol; see [`sleep`](crate::wait::sleep).
     fn sleep(&mut self, deadline: Option<Instant>, events_count: bool) {
-        if self.release_all().is_err() {
-            // The next poll finds out the same and says so.
-            return;
-        }
         let seen = self.endpoint.attention().load(Ordering::Acquire);
         let sequences: Vec<u32> = self.ends().map(|end| end.peer.wake_sequence().load(Ordering::Acquire)).collect();
         let how = how(&self.endpoint.spec, sequences.len());

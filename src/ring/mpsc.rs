@@ -308,19 +308,26 @@ impl Consumer {
         Some(slot)
     }
 
-    /// Whether [`read`](Self::read) would have something to say: the last look before sleeping.
+    /// Whether [`read`](Self::read) would have something to say: the last look before sleeping. Of a whole ring that was read and not given back, it
+    /// would not: [`release`](Self::release) first.
     pub fn ready(&mut self) -> bool {
+        if self.has_read_it_all() {
+            return false;
+        }
         self.region.header(self.position).load(Ordering::Acquire) != 0
             || (!self.gone.is_empty() && !matches!(self.repair(), Ok(None)))
     }
 
     /// The next message, if there is one. It stays the next until [`advance`](Self::advance). After many aborted frames in a row it says `None`
-    /// though there may be more; [`ready`](Self::ready) knows better.
+    /// though there may be more; [`ready`](Self::ready) knows better. It also does when a whole ring was read and not [given back](Self::release).
     #[inline]
     pub fn read(&mut self) -> Result<Option<Frame>, ReadError> {
         // So that nobody can keep a consumer in here for ever.
         const ABORTED_IN_A_ROW: usize = 1024;
         for _ in 0..ABORTED_IN_A_ROW {
+            if self.has_read_it_all() {
+                return Ok(None);
+            }
             // Pairs with the Release store in `Producer::finish`.
             let word = self.region.header(self.position).load(Ordering::Acquire);
             match frame::decode(word, self.max_payload) {
@@ -343,6 +350,12 @@ impl Consumer {
     #[cold]
     fn corrupt(&self, what: &'static str) -> ReadError {
         ReadError::Corrupt { position: self.position, what }
+    }
+
+    /// A whole ring was read and not given back: what stands at our position are our own headers, not zeroed yet.
+    #[inline]
+    fn has_read_it_all(&self) -> bool {
+        self.position - self.published >= self.region.capacity()
     }
 
     /// Between two releases the position moves by one capacity at most, or somebody wrote frames where he had no room.

@@ -54,7 +54,8 @@ impl Region {
         unsafe { AtomicU64::from_ptr(self.at(position).cast()) }
     }
 
-    /// Copies payload in.
+    /// Copies payload in. Readers of a lossy ring may load the same words at the same time, as atomics, and throw away what they got: between processes, which is what rings
+    /// are for, that is no data race of either program; and an atomic copy would not help, as claims are written by the application itself.
     ///
     /// # Safety
     ///

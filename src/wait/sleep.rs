@@ -14,8 +14,9 @@
 //! ```
 //!
 //! If C does not see 2, then by the fences 4 sees A, and S does not wait. If C does see it, D and E follow. Either 5 comes after
-//! D, then the word is no longer s and the wait returns at once; or before, then S is queued when E comes. (1 before 2 matters:
-//! a sequence read after D would be waited on for ever.) "Not woken for yet" compares with the value remembered from the last wake, and each sleep has a
+//! D, then the word is no longer s and the wait returns at once; or before, then S is queued when E comes. (1 before 2 matters: of a sequence read
+//! after D only the work that came with D is known, by Acquire, and the wake-up for what comes next may be suppressed, as S was woken for that sleep
+//! already. So 1 is an Acquire load, pairing with D's Release, and comes first.) "Not woken for yet" compares with the value remembered from the last wake, and each sleep has a
 //! value of its own, so it suppresses only second wake-ups for the same sleep. A doorbell stays rung until it is heard, so for it D and 1 are not needed.
 //!
 //! A flag that stays odd because its owner died costs its peers one wake-up, once.

@@ -183,9 +183,7 @@ impl Party {
     /// Stops it, and waits until it has.
     pub fn stop(&self) {
         self.signal(Signal::STOP);
-        until("the stop", || {
-            tasks(self.pid()).iter().all(|task| state(task).is_some_and(|state| state == 'T'))
-        });
+        until("the stop", || tasks(self.pid()).iter().all(|task| state(task).is_some_and(|state| state == 'T')));
     }
 
     pub fn go_on(&self) {

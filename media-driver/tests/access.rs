@@ -1,0 +1,325 @@
+//! What a peer gets hold of, and what it can do with it: nothing but what it is for. Here clients speak the driver's protocol by hand, and not as they should.
+
+mod support;
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use media_driver::EmbeddedDriver;
+use ringbus::channel::{ChannelName, Properties};
+use ringbus::control::message::{Event, Greeting, Request};
+use ringbus::control::socket::{self, Packet, new_socket};
+use ringbus::{Address, Client, Kind, Overflow, Publication, Subscription};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
+use rustix::net::{RecvFlags, SendFlags, SocketFlags};
+use support::{DriverProcess, KINDS, PATIENCE, Party, Random, Role, assert_works, connect, in_time, pair, play_driver, until};
+
+const SMALLEST: u64 = 4096;
+
+#[test]
+fn child() {
+    let Some(role) = Role::assigned() else { return };
+    match role.name.as_str() {
+        "driver" => play_driver(role),
+        "subscriber" => subscriber(role),
+        "publisher" => publisher(role),
+        other => panic!("there is no role {other}"),
+    }
+}
+
+// ---- Mappings ----
+
+/// A mapping of this process: where, how long, and with which permissions.
+#[derive(Debug)]
+struct Mapped {
+    address: usize,
+    length: usize,
+    permissions: String,
+    what: String,
+}
+
+/// The objects of ringbus that this process has mapped.
+fn mappings() -> Vec<Mapped> {
+    let maps = fs::read_to_string("/proc/self/maps").expect("it is mounted");
+    let mapping = |line: &str| {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let number = |text| usize::from_str_radix(text, 16).expect("a number");
+        let what = rest[rest.find("/memfd:ringbus-")?..].to_owned();
+        let (address, length) = (number(start), number(end) - number(start));
+        Some(Mapped { address, length, permissions: rest[..4].to_owned(), what })
+    };
+    maps.lines().filter_map(mapping).collect()
+}
+
+/// Checks that all mappings of that kind of object are read-only and stay so, or are writable; and that its owner alone keeps an fd of it.
+#[track_caller]
+fn assert_mapped(object: &str, permissions: &str, fds: usize) {
+    let mappings: Vec<Mapped> = mappings().into_iter().filter(|mapping| mapping.what.contains(object)).collect();
+    assert!(!mappings.is_empty(), "there is a {object}");
+    for mapping in mappings {
+        assert_eq!(mapping.permissions, permissions, "{mapping:x?}");
+        if permissions == "r--s" {
+            let write = MprotectFlags::READ | MprotectFlags::WRITE;
+            // SAFETY: the kernel is to refuse; should it not, the memory is merely writable, and nobody writes it.
+            let result = unsafe { rustix::mm::mprotect(mapping.address as *mut _, mapping.length, write) };
+            assert_eq!(result, Err(Errno::ACCESS), "{mapping:x?}");
+        }
+    }
+    let open = support::fds_of(std::process::id()).into_iter().filter(|fd| fd.contains(object));
+    assert_eq!(open.count(), fds, "fds of a {object}");
+}
+
+/// Subscribes and looks at what it has got. Arguments: channel.
+fn subscriber(mut role: Role) {
+    let channel: String = role.argument(0);
+    let mut subscription = role.client().subscription(&channel).expect("a subscription");
+    assert_eq!(subscription.recv_until(in_time()).expect("a message").payload(), b"look");
+    assert_mapped("ringbus-ring", "r--s", 0);
+    assert_mapped("ringbus-page", "rw-s", 1);
+    role.say("looked");
+    role.hold();
+}
+
+/// Publishes on an mpsc channel and looks at what it has got. Arguments: channel.
+fn publisher(mut role: Role) {
+    let channel: String = role.argument(0);
+    let mut publication = role.client().publication(&channel).expect("a publication");
+    connect(&mut publication, 1);
+    assert_mapped("ringbus-page", "r--s", 0);
+    // It is the subscription's, and all publications write it.
+    assert_mapped("ringbus-ring", "rw-s", 0);
+    role.say("looked");
+    role.hold();
+}
+
+#[test]
+fn what_belongs_to_a_peer_is_mapped_read_only_for_good() {
+    let driver = EmbeddedDriver::launch().expect("a driver");
+    let client = driver.connect().expect("a client");
+    for kind in [Kind::Spsc, Kind::Broadcast] {
+        let name = kind.to_string();
+        let mut publication = client.channel(&name).kind(kind).publication().expect("a publication");
+        let party = Party::start("subscriber", driver.address(), &[&name]);
+        connect(&mut publication, 1);
+        publication.offer(b"look").expect("room");
+        party.expect("looked");
+        party.finish();
+    }
+    let _subscription = client.channel("shared").kind(Kind::Mpsc).subscription().expect("a subscription");
+    let party = Party::start("publisher", driver.address(), &[&"shared"]);
+    party.expect("looked");
+    party.finish();
+}
+
+// ---- Clients by hand ----
+
+/// A connection on which anything can be said.
+struct Raw(OwnedFd);
+
+impl Raw {
+    fn silent(address: &Address) -> Self {
+        let socket = new_socket(SocketFlags::empty()).expect("a socket");
+        rustix::net::connect(&socket, &address.to_socket_address().expect("an address")).expect("it listens");
+        Self(socket)
+    }
+
+    fn greeted(address: &Address) -> Self {
+        let raw = Self::silent(address);
+        raw.send(&Greeting::own().to_bytes(), &[]);
+        let answer = raw.receive().expect("an answer");
+        assert_eq!(Greeting::from_bytes(&answer.bytes).map(|greeting| greeting.version), Some(Greeting::own().version));
+        raw
+    }
+
+    fn send(&self, bytes: &[u8], fds: &[&OwnedFd]) {
+        let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+        // It may have hung up on us already.
+        let _ = socket::send(&self.0, bytes, &fds, SendFlags::empty());
+    }
+
+    fn ask(&self, request: &Request) {
+        self.send(&socket::encode(request), &[]);
+    }
+
+    /// The next packet; nothing if the driver has hung up.
+    fn receive(&self) -> Option<Packet> {
+        let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let ready = poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout)).expect("poll");
+        assert!(ready > 0, "the driver says nothing");
+        socket::receive(&self.0, RecvFlags::empty()).ok().flatten()
+    }
+
+    fn event(&self) -> (Event, Vec<OwnedFd>) {
+        let packet = self.receive().expect("the driver is there");
+        (packet.decode().expect("an event"), packet.fds)
+    }
+
+    #[track_caller]
+    fn assert_hung_up(&self) {
+        while self.receive().is_some() {}
+    }
+}
+
+fn name(name: &str) -> ChannelName {
+    name.parse().expect("a name")
+}
+
+fn launch() -> (DriverProcess, Client, Publication, Subscription) {
+    let driver = DriverProcess::launch();
+    let client = driver.connect();
+    let (publication, subscription) = pair(&client, "victims", Kind::Broadcast, Overflow::Block, SMALLEST);
+    driver.party().wait_all_asleep();
+    (driver, client, publication, subscription)
+}
+
+#[test]
+fn a_subscriber_that_keeps_the_ring_s_fd_can_do_nothing_with_it_but_read() {
+    let (driver, _client, mut publication, mut subscription) = launch();
+    let raw = Raw::greeted(&driver.address);
+    raw.ask(&Request::AddSubscription { request: 1, name: name("victims"), properties: Properties::default() });
+    let (event, fds) = raw.event();
+    let Event::SubscriptionAdded { id, .. } = event else { panic!("{event:?}") };
+    assert_eq!(fds.len(), 1, "its page");
+    raw.ask(&Request::Ready { object: id });
+    let (event, fds) = raw.event();
+    let Event::SubscriberLink { .. } = event else { panic!("{event:?}") };
+    let ring = fds.last().expect("the publication's ring");
+    let path = format!("/proc/self/fd/{}", ring.as_raw_fd());
+    let again = rustix::fs::open(path.as_str(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    let length = rustix::fs::fstat(ring).expect("its size").st_size as usize;
+    for fd in [Some(ring), again.as_ref().ok()].into_iter().flatten() {
+        for writable in [ProtFlags::WRITE, ProtFlags::READ | ProtFlags::WRITE] {
+            // SAFETY: a new mapping, which the kernel is to refuse.
+            let map = unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, writable, MapFlags::SHARED, fd, 0) };
+            assert_eq!(map.map(drop), Err(Errno::PERM));
+        }
+        assert_eq!(rustix::io::pwrite(fd, b"mine", 0), Err(Errno::PERM));
+        assert_eq!(rustix::fs::ftruncate(fd, 0), Err(Errno::PERM));
+        assert_eq!(rustix::fs::ftruncate(fd, 1 << 30), Err(Errno::PERM));
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        assert_eq!(rustix::fs::fallocate(fd, hole, 0, 4096), Err(Errno::PERM));
+        assert!(rustix::fs::fcntl_add_seals(fd, rustix::fs::SealFlags::WRITE).is_err());
+    }
+    assert_works(&mut publication, &mut subscription);
+}
+
+#[test]
+fn nobody_can_close_resume_or_end_what_is_not_his() {
+    let (driver, client, mut publication, mut subscription) = launch();
+    let spec = publication.channel().clone();
+    let image = subscription.images();
+    let raw = Raw::greeted(&driver.address);
+    let (objects, link) = ([publication.id(), subscription.id()], image.first().map_or(0, |image| image.id));
+    let memfd = rustix::fs::memfd_create("ringbus-ring", rustix::fs::MemfdFlags::ALLOW_SEALING).expect("a memfd");
+    for object in objects {
+        raw.ask(&Request::Close { object });
+        raw.ask(&Request::Ready { object });
+        raw.ask(&Request::ResumePublication { id: object, spec: spec.clone() });
+        raw.send(&socket::encode(&Request::ResumePublication { id: object, spec: spec.clone() }), &[&memfd]);
+        raw.send(&socket::encode(&Request::ResumeSubscription { id: object, spec: spec.clone() }), &[&memfd, &memfd]);
+        // Nor what nobody has: it was not made by this driver.
+        raw.send(&socket::encode(&Request::ResumePublication { id: 77, spec: spec.clone() }), &[&memfd]);
+    }
+    raw.ask(&Request::LinkReady { link });
+    raw.ask(&Request::LinkDone { link });
+    raw.ask(&Request::LinkFailed { link, reason: "because".to_owned() });
+    // All of it has been looked at when this is answered.
+    raw.ask(&Request::List { request: 9 });
+    let mut lost = 0;
+    loop {
+        match raw.event().0 {
+            Event::ListEnd { request: 9 } => break,
+            Event::Lost { .. } => lost += 1,
+            Event::Entry { .. } | Event::Unknown { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(lost, 8, "every resumption was refused");
+    assert_eq!(client.list().expect("it answers").len(), 2);
+    assert_works(&mut publication, &mut subscription);
+    raw.ask(&Request::Goodbye);
+    drop(raw);
+    assert_works(&mut publication, &mut subscription);
+    assert_eq!(client.list().expect("it answers").iter().map(|entry| entry.links).collect::<Vec<_>>(), [1, 1]);
+}
+
+#[test]
+fn who_talks_nonsense_is_let_go_and_the_driver_keeps_nothing_of_it() {
+    let (driver, client, mut publication, mut subscription) = launch();
+    let before = driver.party().fds().len();
+    let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
+    let mut random = Random::new(8);
+    // Nothing at all.
+    drop(Raw::silent(&driver.address));
+    for _ in 0..50 {
+        let noise: Vec<u8> = (0..random.below(300)).map(|_| random.next() as u8).collect();
+        // Instead of a greeting, and after it.
+        let raw = Raw::silent(&driver.address);
+        raw.send(&noise, &[&reader, &writer]);
+        raw.assert_hung_up();
+        let raw = Raw::greeted(&driver.address);
+        raw.send(&[&[0xFF], noise.as_slice()].concat(), &[]);
+        raw.assert_hung_up();
+        // A good question with descriptors that nobody asked for.
+        let raw = Raw::greeted(&driver.address);
+        raw.send(&socket::encode(&Request::List { request: 1 }), &[&reader, &writer]);
+        raw.assert_hung_up();
+    }
+    // Too long a message.
+    let raw = Raw::greeted(&driver.address);
+    raw.send(&[0; 20_000], &[]);
+    raw.assert_hung_up();
+    until("all is given back", || driver.party().fds().len() == before);
+    assert_eq!(client.list().expect("it answers").len(), 2);
+    assert_works(&mut publication, &mut subscription);
+}
+
+#[test]
+fn who_never_reads_is_let_go_and_blocks_nobody() {
+    let (driver, client, mut publication, mut subscription) = launch();
+    let before = driver.party().fds().len();
+    let raw = Raw::greeted(&driver.address);
+    let question = socket::encode(&Request::List { request: 1 });
+    // Each answer is several packets, and nobody takes them.
+    let mut asked = 0;
+    until("the end", || {
+        while let Ok(()) = socket::send(&raw.0, &question, &[], SendFlags::DONTWAIT) {
+            asked += 1;
+        }
+        let gone = socket::send(&raw.0, &question, &[], SendFlags::DONTWAIT);
+        gone.is_err_and(|error| error.kind() != std::io::ErrorKind::WouldBlock)
+    });
+    assert!(asked > 10);
+    until("all is given back", || driver.party().fds().len() == before);
+    assert_eq!(client.list().expect("it answers").len(), 2);
+    assert_works(&mut publication, &mut subscription);
+}
+
+#[test]
+fn a_subscription_that_is_never_mapped_holds_nobody_back() {
+    for kind in KINDS {
+        let driver = DriverProcess::launch();
+        let client = driver.connect();
+        let mut publication = client.channel("half").kind(kind).capacity(SMALLEST).publication().expect("a publication");
+        let raw = Raw::greeted(&driver.address);
+        raw.ask(&Request::AddSubscription { request: 1, name: name("half"), properties: Properties::default() });
+        let (event, _fds) = raw.event();
+        let Event::SubscriptionAdded { id, .. } = event else { panic!("{event:?}") };
+        assert!(!publication.is_connected(), "it is not ready");
+        raw.ask(&Request::Ready { object: id });
+        let (event, _fds) = raw.event();
+        assert!(matches!(event, Event::SubscriberLink { .. }), "{event:?}");
+        assert_eq!(publication.wait_connected(Some(std::time::Instant::now() + Duration::from_millis(20))), Ok(false));
+        drop(raw);
+        // It is dead for all anybody knows when its process is; but this one lives, and is given up after a while.
+        until("the place is free", || client.list().expect("it answers").len() == 1);
+        let mut subscription = client.subscription("half").expect("a subscription");
+        connect(&mut publication, 1);
+        assert_works(&mut publication, &mut subscription);
+    }
+}

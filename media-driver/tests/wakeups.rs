@@ -1,0 +1,247 @@
+//! No wake-up is lost: messages come at random times, each has to be noticed before the next one is sent, and nobody but it would wake the sleeper.
+//!
+//! `RINGBUS_TEST_WAKEUPS` is how many of them there are in each test.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use media_driver::EmbeddedDriver;
+use ringbus::{Client, Idle, Kind, OfferError, Publication, RecvError, Subscription};
+use rustix::event::epoll::EventFlags;
+use support::{EventLoop, PATIENCE, Party, Random, Role, connect, scaled};
+
+#[test]
+fn child() {
+    let Some(role) = Role::assigned() else { return };
+    match role.name.as_str() {
+        "pinger" => pinger(role),
+        "echo" => echo(role),
+        "filler" => filler(role),
+        "drainer" => drainer(role),
+        other => panic!("there is no role {other}"),
+    }
+}
+
+fn wakeups() -> u64 {
+    scaled("RINGBUS_TEST_WAKEUPS", 20_000)
+}
+
+/// Far longer than any wake-up takes: who still sleeps then would sleep for ever.
+const LOST: Duration = Duration::from_secs(10);
+
+/// How a party waits: by futex, or in an event loop, and whether it may use `membarrier`.
+#[derive(Debug, Clone, Copy)]
+struct Mode {
+    epoll: Option<EventFlags>,
+    membarrier: bool,
+}
+
+impl Mode {
+    /// The arguments of a role from `first` on.
+    fn of(role: &Role, first: usize) -> Self {
+        let epoll = match role.argument::<String>(first).as_str() {
+            "futex" => None,
+            "level" => Some(EventFlags::IN),
+            "edge" => Some(EventFlags::IN | EventFlags::ET),
+            other => panic!("there is no way to wait called {other}"),
+        };
+        Self { epoll, membarrier: role.argument(first + 1) }
+    }
+
+    fn client(&self, role: &Role) -> Client {
+        let client = Client::builder().address(role.address.clone()).membarrier(self.membarrier).connect().expect("a client");
+        assert!(self.membarrier || !client.has_asymmetric_fences());
+        client
+    }
+}
+
+/// A subscription, and the event loop it sits in, if any.
+struct Receiver {
+    // In this order: the loop goes first.
+    events: Option<EventLoop>,
+    subscription: Subscription,
+}
+
+impl Receiver {
+    fn new(mode: Mode, subscription: Subscription) -> Self {
+        Self { events: mode.epoll.map(|flags| EventLoop::around(&subscription, flags)), subscription }
+    }
+
+    /// The number in the next message.
+    fn number(&mut self) -> u64 {
+        let number = |message: ringbus::Message<'_>| u64::from_le_bytes(message.payload()[..8].try_into().expect("a number"));
+        let Some(events) = &self.events else {
+            return match self.subscription.recv_until(Some(Instant::now() + LOST)) {
+                Ok(message) => number(message),
+                Err(RecvError::TimedOut) => panic!("a wake-up was lost"),
+                Err(error) => panic!("{error}"),
+            };
+        };
+        loop {
+            while self.subscription.next_event().is_some() {}
+            if let Some(message) = self.subscription.next().expect("no error") {
+                return number(message);
+            }
+            assert!(events.turn(LOST), "a wake-up was lost");
+        }
+    }
+}
+
+/// Lets a random time pass, awake: going to sleep and being woken by a timer takes longer than most of them.
+fn pause(random: &mut Random) {
+    let until = Instant::now() + Duration::from_nanos(random.below(200_000));
+    while Instant::now() < until {
+        std::thread::yield_now();
+    }
+}
+
+/// Sends numbers and waits for each to come back. Arguments: kind, way to wait, whether with membarrier.
+fn pinger(mut role: Role) {
+    let mode = Mode::of(&role, 1);
+    let client = mode.client(&role);
+    let mut ping = client.channel("ping").kind(role.argument(0)).publication().expect("a publication");
+    let pong = client.channel("pong").kind(role.argument(0)).idle(Idle::Parking).subscription().expect("a subscription");
+    let mut pong = Receiver::new(mode, pong);
+    connect(&mut ping, 1);
+    let mut random = Random::new(5);
+    for number in 0..wakeups() {
+        pause(&mut random);
+        ping.offer(&number.to_le_bytes()).expect("room");
+        assert_eq!(pong.number(), number);
+    }
+    role.say("done");
+    role.hold();
+}
+
+/// Sends back what comes. Arguments as for the pinger.
+fn echo(role: Role) {
+    let mode = Mode::of(&role, 1);
+    let client = mode.client(&role);
+    let mut pong = client.channel("pong").kind(role.argument(0)).publication().expect("a publication");
+    let ping = client.channel("ping").kind(role.argument(0)).idle(Idle::Parking).subscription().expect("a subscription");
+    let mut ping = Receiver::new(mode, ping);
+    connect(&mut pong, 1);
+    for _ in 0..wakeups() {
+        let number = ping.number();
+        pong.offer(&number.to_le_bytes()).expect("room");
+    }
+}
+
+/// A message that leaves no room for another one, so that its sender has to wait for each to be read.
+const LARGE: usize = 4000;
+
+fn offer(events: Option<&EventLoop>, publication: &mut Publication, message: &[u8]) {
+    let Some(events) = events else {
+        let result = publication.offer_until(0, message, Some(Instant::now() + LOST));
+        assert_ne!(result, Err(OfferError::TimedOut), "a wake-up was lost");
+        result.expect("room");
+        return;
+    };
+    loop {
+        match publication.offer(message) {
+            Ok(_) => return,
+            Err(OfferError::BackPressured) => assert!(events.turn(LOST), "a wake-up was lost"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Waits for room for each message. Arguments as for the pinger.
+fn filler(mut role: Role) {
+    let mode = Mode::of(&role, 1);
+    let client = mode.client(&role);
+    let channel = client.channel("space").kind(role.argument(0)).capacity(4096).idle(Idle::Parking);
+    let mut publication = channel.publication().expect("a publication");
+    connect(&mut publication, 1);
+    let events = mode.epoll.map(|flags| EventLoop::around(&publication, flags));
+    let mut message = [0; LARGE];
+    for number in 0..wakeups() {
+        message[..8].copy_from_slice(&number.to_le_bytes());
+        offer(events.as_ref(), &mut publication, &message);
+    }
+    role.say("done");
+    role.hold();
+}
+
+/// Makes room at random times. Arguments as for the pinger.
+fn drainer(role: Role) {
+    let mode = Mode::of(&role, 1);
+    let client = mode.client(&role);
+    let channel = client.channel("space").kind(role.argument(0)).capacity(4096).idle(Idle::Parking);
+    let mut receiver = Receiver::new(mode, channel.subscription().expect("a subscription"));
+    let mut random = Random::new(6);
+    for number in 0..wakeups() {
+        assert_eq!(receiver.number(), number);
+        pause(&mut random);
+    }
+    // Gives the last one back.
+    assert!(receiver.subscription.next().expect("no error").is_none());
+    // Stays until the other is done, or everything it sent would be gone with it.
+    let mut role = role;
+    role.hold();
+}
+
+/// Runs both; the second argument of each is how it waits, the third whether it uses membarrier.
+fn play(roles: [&str; 2], kind: Kind, way: &str, membarrier: [bool; 2]) {
+    let driver = EmbeddedDriver::launch().expect("a driver");
+    let start = |index: usize| Party::start(roles[index], driver.address(), &[&kind, &way, &membarrier[index]]);
+    let parties = [start(0), start(1)];
+    // A wake-up may take a while where many others want the processor.
+    let patience = PATIENCE + Duration::from_millis(5) * u32::try_from(wakeups()).expect("not that many");
+    assert_eq!(parties[0].hear_within(patience), "done");
+    parties.into_iter().for_each(Party::finish);
+}
+
+const PING: [&str; 2] = ["pinger", "echo"];
+const SPACE: [&str; 2] = ["filler", "drainer"];
+
+#[test]
+fn no_message_is_slept_through_on_a_futex() {
+    play(PING, Kind::Broadcast, "futex", [true, true]);
+}
+
+#[test]
+fn no_message_is_slept_through_on_a_futex_without_membarrier() {
+    play(PING, Kind::Spsc, "futex", [false, false]);
+}
+
+#[test]
+fn no_message_is_slept_through_when_only_one_side_has_membarrier() {
+    play(PING, Kind::Mpsc, "futex", [true, false]);
+}
+
+#[test]
+fn no_message_is_slept_through_in_an_event_loop() {
+    play(PING, Kind::Broadcast, "level", [true, true]);
+}
+
+#[test]
+fn no_message_is_slept_through_in_an_event_loop_without_membarrier() {
+    play(PING, Kind::Mpsc, "level", [false, false]);
+}
+
+#[test]
+fn no_message_is_slept_through_in_an_edge_triggered_event_loop() {
+    play(PING, Kind::Spsc, "edge", [true, true]);
+}
+
+#[test]
+fn no_room_is_slept_through_on_a_futex() {
+    play(SPACE, Kind::Spsc, "futex", [true, true]);
+}
+
+#[test]
+fn no_room_is_slept_through_on_a_futex_without_membarrier() {
+    play(SPACE, Kind::Mpsc, "futex", [false, false]);
+}
+
+#[test]
+fn no_room_is_slept_through_in_an_event_loop() {
+    play(SPACE, Kind::Mpsc, "level", [true, true]);
+}
+
+#[test]
+fn no_room_is_slept_through_in_an_event_loop_without_membarrier() {
+    play(SPACE, Kind::Broadcast, "edge", [false, false]);
+}
