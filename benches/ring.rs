@@ -45,7 +45,7 @@ const IDLES: [(&str, Idle); 2] = [("busy-spin", Idle::BusySpin), ("default idle"
 enum Way {
     /// Copied from a buffer.
     Offer,
-    /// Written in place.
+    /// Filled in place.
     Claim,
 }
 
@@ -273,10 +273,10 @@ impl Pair {
     }
 
     fn ping<const BYTES: usize>(&mut self, way: Way, length: Duration) -> Result<Measured, String> {
-        let mut buffer = [PATTERN_BYTE; BYTES];
+        let mut source = Source::<BYTES>::new();
         let mut number = 0;
         let nanoseconds = median_of_batches(length, |last| {
-            self.out.send(way, if last { LAST } else { 0 }, number, &mut buffer)?;
+            self.out.send(way, if last { LAST } else { 0 }, number, &mut source)?;
             verify::<BYTES>(&self.back.recv().map_err(text)?, number)?;
             number += 1;
             Ok(())
@@ -285,13 +285,13 @@ impl Pair {
     }
 
     fn pong<const BYTES: usize>(&mut self, way: Way) -> Result<Measured, String> {
-        let mut buffer = [PATTERN_BYTE; BYTES];
+        let mut source = Source::<BYTES>::new();
         let mut number = 0;
         loop {
             let received = self.back.recv().map_err(text)?;
             verify::<BYTES>(&received, number)?;
             let tag = received.tag();
-            self.out.send(way, tag, number, &mut buffer)?;
+            self.out.send(way, tag, number, &mut source)?;
             number += 1;
             if tag == LAST {
                 return Ok(Measured { messages: number, nanoseconds: 0.0 });
@@ -300,14 +300,14 @@ impl Pair {
     }
 
     fn publish<const BYTES: usize>(&mut self, way: Way, length: Duration) -> Result<Measured, String> {
-        let mut buffer = [PATTERN_BYTE; BYTES];
+        let mut source = Source::<BYTES>::new();
         let mut number = 0;
         let deadline = Instant::now() + length;
         // The clock is read once a ring.
         let step = CAPACITY / BYTES as u64;
         loop {
             let last = (number + 1u64).is_multiple_of(step) && Instant::now() >= deadline;
-            self.out.send(way, if last { LAST } else { 0 }, number, &mut buffer)?;
+            self.out.send(way, if last { LAST } else { 0 }, number, &mut source)?;
             number += 1;
             if last {
                 return Ok(Measured { messages: number, nanoseconds: 0.0 });
@@ -334,8 +334,8 @@ impl Pair {
             if self.back.poll(handler, LIMIT).map_err(text)? == 0 {
                 self.back.wait(None);
             }
-            if outcome.is_err() {
-                outcome?;
+            if let Err(error) = outcome {
+                return Err(error);
             }
         }
         Ok(Measured { messages: number, nanoseconds: started.elapsed().as_nanos() as f64 / number as f64 })
@@ -343,34 +343,67 @@ impl Pair {
 }
 
 impl Sender {
-    /// Sends a message that begins with its number, waiting for room as long as it takes. `buffer` is what an application has made already, so that
-    /// copying it is all that is left to do; a claim is filled in place.
+    /// Sends a message that begins with its number, waiting for room as long as it takes.
     #[inline(always)]
-    fn send<const BYTES: usize>(&mut self, way: Way, tag: u16, number: u64, buffer: &mut [u8; BYTES]) -> Result<(), String> {
+    fn send<const BYTES: usize>(&mut self, way: Way, tag: u16, number: u64, source: &mut Source<BYTES>) -> Result<(), String> {
         match way {
             Way::Offer => {
-                buffer[..8].copy_from_slice(&number.to_ne_bytes());
-                match self.publication.offer_tagged(tag, buffer) {
+                let message = source.message(number);
+                match self.publication.offer_tagged(tag, message) {
                     Ok(_) => Ok(()),
-                    Err(OfferError::BackPressured) => self.publication.offer_until(tag, buffer, None).map(drop).map_err(text),
+                    Err(OfferError::BackPressured) => self.publication.offer_until(tag, message, None).map(drop).map_err(text),
                     Err(error) => Err(text(error)),
                 }
             }
-            Way::Claim => loop {
-                match self.publication.try_claim(BYTES) {
-                    Ok(mut claim) => {
-                        claim.fill(PATTERN_BYTE);
-                        claim[..8].copy_from_slice(&number.to_ne_bytes());
-                        claim.set_tag(tag);
-                        claim.commit();
-                        self.idler.idle(1);
-                        return Ok(());
+            Way::Claim => {
+                let mut waited = false;
+                loop {
+                    match self.publication.try_claim(BYTES) {
+                        Ok(mut claim) => {
+                            claim.fill(PATTERN_BYTE);
+                            claim[..8].copy_from_slice(&number.to_ne_bytes());
+                            claim.set_tag(tag);
+                            claim.commit();
+                            if waited {
+                                self.idler.idle(1);
+                            }
+                            return Ok(());
+                        }
+                        Err(OfferError::BackPressured) => {
+                            self.idler.idle(0);
+                            waited = true;
+                        }
+                        Err(error) => return Err(text(error)),
                     }
-                    Err(OfferError::BackPressured) => self.idler.idle(0),
-                    Err(error) => return Err(text(error)),
                 }
-            },
+            }
         }
+    }
+}
+
+/// Messages that an application has made some time ago, so that copying them is all that is left to do. Numbers are written well ahead: bytes that were
+/// stored one by one just now cannot be copied at full speed.
+struct Source<const BYTES: usize>(Vec<[u8; BYTES]>);
+
+impl<const BYTES: usize> Source<BYTES> {
+    const MESSAGES: usize = if BYTES < 4096 { 4096 / BYTES } else { 1 };
+
+    fn new() -> Self {
+        let mut source = Self(vec![[PATTERN_BYTE; BYTES]; Self::MESSAGES]);
+        (0..Self::MESSAGES as u64).for_each(|number| source.write(number));
+        source
+    }
+
+    /// The message with this number, which is one more than last time.
+    #[inline(always)]
+    fn message(&mut self, number: u64) -> &[u8; BYTES] {
+        self.write(number + Self::MESSAGES as u64 - 1);
+        &self.0[number as usize % Self::MESSAGES]
+    }
+
+    #[inline(always)]
+    fn write(&mut self, number: u64) {
+        self.0[number as usize % Self::MESSAGES][..8].copy_from_slice(&number.to_ne_bytes());
     }
 }
 

@@ -53,9 +53,16 @@ pub struct Listener {
 #[derive(Debug)]
 struct Files {
     socket: PathBuf,
-    lock_path: PathBuf,
+    /// Dropped after the socket has been removed.
+    _lock: Lock,
+}
+
+/// A lock file, removed when it is given up.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
     /// Locked as long as it is open.
-    _lock: File,
+    file: File,
 }
 
 impl Listener {
@@ -129,7 +136,7 @@ impl Files {
             create.map_err(system("create the directory", directory))?;
         }
         let lock_path = PathBuf::from(format!("{}.lock", path.display()));
-        let lock = loop {
+        let file = loop {
             // 0600: whoever could open it could lock it, too.
             let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
             let mut lock = open.map_err(system("open the lock file", &lock_path))?;
@@ -148,12 +155,13 @@ impl Files {
                 break lock;
             }
         };
+        let lock = Lock { path: lock_path, file };
         let note = |mut lock: &File| {
             lock.set_len(0)?;
             lock.rewind()?;
             lock.write_all(std::process::id().to_string().as_bytes())
         };
-        note(&lock).map_err(system("write", &lock_path))?;
+        note(&lock.file).map_err(system("write", &lock.path))?;
         match fs::symlink_metadata(path) {
             Ok(there) if there.file_type().is_socket() => {
                 fs::remove_file(path).map_err(system("remove the stale socket", path))?;
@@ -161,14 +169,20 @@ impl Files {
             Ok(_) => return Err(ListenError::NotASocket { path: path.to_owned() }),
             Err(_) => {}
         }
-        Ok(Self { socket: path.to_owned(), lock_path, _lock: lock })
+        Ok(Self { socket: path.to_owned(), _lock: lock })
     }
 }
 
+// Both files are removed while the lock is held: nobody else can have put his own there.
+
 impl Drop for Files {
     fn drop(&mut self) {
-        // While the lock is still held: nobody else can have put his own there.
         let _ = fs::remove_file(&self.socket);
-        let _ = fs::remove_file(&self.lock_path);
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
     }
 }

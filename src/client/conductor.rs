@@ -184,12 +184,12 @@ fn connect(address: &Address) -> Result<OwnedFd, Error> {
         _ => Error::NoDriver { address: shown(), source: errno.into() },
     })?;
     let not_a_driver = |what: &str| Error::NotADriver { address: shown(), what: what.to_owned() };
-    socket::send(&socket, &Greeting::own().to_bytes(), &[], SendFlags::empty())
-        .map_err(|error| not_a_driver(&error.to_string()))?;
-    if !wait_for(&socket, PollFlags::IN, PATIENCE) {
+    // A driver that has to turn us away may have said why and hung up by now: that can still be read.
+    let sent = socket::send(&socket, &Greeting::own().to_bytes(), &[], SendFlags::empty());
+    if sent.is_ok() && !wait_for(&socket, PollFlags::IN, PATIENCE) {
         return Err(not_a_driver("it says nothing (is it stopped?)"));
     }
-    let packet = socket::receive(&socket, RecvFlags::empty()).map_err(|error| not_a_driver(&error.to_string()))?;
+    let packet = socket::receive(&socket, RecvFlags::DONTWAIT).map_err(|error| not_a_driver(&error.to_string()))?;
     let packet = packet.ok_or_else(|| not_a_driver("it hung up"))?;
     let greeting = Greeting::from_bytes(&packet.bytes).ok_or_else(|| not_a_driver("its greeting is another one"))?;
     match greeting.version {
