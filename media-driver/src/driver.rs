@@ -206,7 +206,10 @@ impl Driver {
             Err(error) => {
                 let full = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
                 tracing::warn!(%error, "cannot tell who a client is");
-                return if full { say_full(&socket) } else { () };
+                if full {
+                    say_full(&socket);
+                }
+                return;
             }
         };
         let client = self.number(false);

@@ -522,14 +522,17 @@ pub fn connect(publication: &mut Publication, subscribers: usize) {
     until("the connection", || publication.subscribers() == subscribers);
 }
 
-/// The next event, waiting for it; there must be no message before it.
+/// The next event, waiting for it; there must be no message that came before it.
 #[track_caller]
 pub fn event(subscription: &mut Subscription) -> ImageEvent {
+    if let Some(event) = subscription.next_event() {
+        return event;
+    }
     loop {
+        assert_ne!(subscription.wait(in_time()), Ready::TimedOut, "no event");
         if let Some(event) = subscription.next_event() {
             return event;
         }
-        assert_ne!(subscription.wait(in_time()), Ready::TimedOut, "no event");
         // A claim that was given up looks like a message from afar.
         assert!(subscription.next().expect("no error").is_none(), "a message");
     }
