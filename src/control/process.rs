@@ -103,17 +103,24 @@ fn peer_pidfd(socket: impl AsFd) -> io::Result<OwnedFd> {
 }
 
 fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
-    // NGROUPS_MAX.
-    let mut groups = vec![0u32; 65536];
-    let mut length = (groups.len() * size_of::<u32>()) as libc::socklen_t;
-    // SAFETY: the pointer is to as many bytes as `length` says.
-    let result = unsafe {
-        let value = groups.as_mut_ptr().cast();
-        libc::getsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERGROUPS, value, &mut length)
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
+    let mut groups = vec![0u32; 32];
+    loop {
+        let mut length = (groups.len() * size_of::<u32>()) as libc::socklen_t;
+        // SAFETY: the pointer is to as many bytes as `length` says.
+        let result = unsafe {
+            let value = groups.as_mut_ptr().cast();
+            libc::getsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERGROUPS, value, &mut length)
+        };
+        let count = length as usize / size_of::<u32>();
+        if result == 0 {
+            groups.truncate(count);
+            return Ok(groups);
+        }
+        let error = io::Error::last_os_error();
+        // Then the kernel has said how many there are.
+        if error.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() {
+            return Err(error);
+        }
+        groups.resize(count, 0);
     }
-    groups.truncate(length as usize / size_of::<u32>());
-    Ok(groups)
 }
