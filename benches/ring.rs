@@ -171,10 +171,11 @@ fn measure() -> Result<(), Box<dyn Error>> {
         let mut ratios: Vec<f64> = own.iter().zip(&times[candidate.limit]).map(ratio).collect();
         // Sorts them.
         let middle = median(&mut ratios);
-        [format!("{middle:.2}"), format!("{:.2} .. {:.2}", ratios[0], ratios[ratios.len() - 1])]
+        let quarter = ratios.len() / 4;
+        [format!("{middle:.2}"), format!("{:.2} .. {:.2}", ratios[quarter], ratios[ratios.len() - 1 - quarter])]
     };
-    let mut round_trips = table(&["round trips", "bytes", "ns", "times the limit", "from .. to"]);
-    let mut streams = table(&["one way", "bytes", "M/s", "GB/s", "of the limit", "from .. to"]);
+    let mut round_trips = table(&["round trips", "bytes", "ns", "times the limit", "half of the rounds"]);
+    let mut streams = table(&["one way", "bytes", "M/s", "GB/s", "of the limit", "half of the rounds"]);
     for (candidate, own) in candidates.iter().zip(&times) {
         let time = median(&mut own.clone());
         let mut row = vec![candidate.name.clone(), candidate.bytes.to_string()];

@@ -20,11 +20,11 @@ use crate::channel::ChannelSpec;
 
 /// A mapped single-producer ring.
 #[derive(Debug, Clone)]
-pub(super) struct SingleRing(Arc<Mapping>, u64);
+pub(super) struct SingleRing(Arc<Mapping>);
 
 /// A mapped mpsc ring.
 #[derive(Debug, Clone)]
-pub(super) struct MpscRing(Arc<Mapping>, u64);
+pub(super) struct MpscRing(Arc<Mapping>);
 
 /// A mapped subscription page.
 #[derive(Debug, Clone)]
@@ -34,8 +34,8 @@ const SINGLE_CONTROL: u64 = size_of::<SingleControl>() as u64;
 const MPSC_CONTROL: u64 = size_of::<MpscControl>() as u64;
 const PAGE: u64 = size_of::<SubscriptionPage>() as u64;
 
-/// Size in bytes of the control area of a single-producer ring.
-pub(crate) fn residency(spec: &ChannelSpec) -> Residency {
+/// What the channel wants of mappings.
+fn residency(spec: &ChannelSpec) -> Residency {
     Residency { prefault: spec.prefault, lock: spec.lock }
 }
 
@@ -55,12 +55,12 @@ impl SingleRing {
     fn map(fd: &OwnedFd, spec: &ChannelSpec, page_size: u64, access: Access) -> Result<Self, MemoryError> {
         let kind = ObjectKind::SingleRing;
         let mapping = Mapping::new(fd, kind, SINGLE_CONTROL, spec.capacity, page_size, access, residency(spec))?;
-        Ok(Self(Arc::new(mapping), page_size))
+        Ok(Self(Arc::new(mapping)))
     }
 
     pub(super) fn control(&self) -> NonNull<SingleControl> {
         // SAFETY: the mapping is of such a ring; users keep `self` as long as the pointer.
-        unsafe { self.0.control(self.1) }
+        unsafe { self.0.control() }
     }
 
     pub(super) fn region(&self) -> Region {
@@ -85,12 +85,12 @@ impl MpscRing {
         }
         let kind = ObjectKind::MpscRing;
         let mapping = Mapping::new(fd, kind, MPSC_CONTROL, spec.capacity, page_size, Access::Write, residency(spec))?;
-        Ok(Self(Arc::new(mapping), page_size))
+        Ok(Self(Arc::new(mapping)))
     }
 
     pub(super) fn control(&self) -> NonNull<MpscControl> {
         // SAFETY: the mapping is of such a ring; users keep `self` as long as the pointer.
-        unsafe { self.0.control(self.1) }
+        unsafe { self.0.control() }
     }
 
     pub(super) fn region(&self) -> Region {
@@ -126,7 +126,7 @@ impl Page {
 
     fn page(&self) -> NonNull<SubscriptionPage> {
         // SAFETY: the mapping is of such a page; users keep `self` as long as the pointer.
-        unsafe { self.0.control(memfd::page_size()) }
+        unsafe { self.0.control() }
     }
 
     pub(super) fn party(&self) -> NonNull<PartyLine> {

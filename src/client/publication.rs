@@ -305,7 +305,7 @@ impl Publication {
     /// # Errors
     ///
     /// See [`OfferError`]; nothing was sent then.
-    #[inline]
+    #[inline(always)]
     pub fn offer(&mut self, payload: &[u8]) -> Result<u64, OfferError> {
         self.offer_tagged(0, payload)
     }
@@ -315,7 +315,7 @@ impl Publication {
     /// # Errors
     ///
     /// As for [`offer`](Self::offer).
-    #[inline]
+    #[inline(always)]
     pub fn offer_tagged(&mut self, tag: u16, payload: &[u8]) -> Result<u64, OfferError> {
         let position = self.put(tag, payload)?;
         self.wake();
@@ -362,13 +362,33 @@ impl Publication {
     #[inline]
     pub fn try_claim(&mut self, length: usize) -> Result<Claim<'_>, OfferError> {
         self.claim(length)?;
+        Ok(self.claimed())
+    }
+
+    /// Claims room for a message of `length` bytes, waiting for it until `deadline` (for ever, if `None`).
+    ///
+    /// # Errors
+    ///
+    /// As for [`offer_until`](Self::offer_until).
+    pub fn claim_until(&mut self, length: usize, deadline: Option<Instant>) -> Result<Claim<'_>, OfferError> {
+        loop {
+            match self.claim(length) {
+                Ok(()) => return Ok(self.claimed()),
+                Err(OfferError::BackPressured) => self.wait_for_room(length, deadline)?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    #[inline]
+    fn claimed(&mut self) -> Claim<'_> {
         if let Ring::Mpsc(Some(ring)) = &mut self.ring
             && ring.producer.take_withdrawn()
         {
             // Not left to the commit, as the claim may be held for long.
             self.wake();
         }
-        Ok(Claim { publication: self, tag: 0, open: true })
+        Claim { publication: self, tag: 0, open: true }
     }
 
     /// Several messages, after which sleeping subscriptions are woken once. Each is visible as soon as it is offered.
@@ -377,7 +397,7 @@ impl Publication {
         Batch { publication: self }
     }
 
-    #[inline]
+    #[inline(always)]
     fn put(&mut self, tag: u16, payload: &[u8]) -> Result<u64, OfferError> {
         let first = match &mut self.ring {
             Ring::Single { producer, .. } => producer.offer(tag, payload),

@@ -173,6 +173,8 @@ pub struct Subscription {
     /// An error that comes after messages that were delivered.
     pending: Option<PollError>,
     events: VecDeque<ImageEvent>,
+    /// Events that the fd has not told of yet.
+    fresh_events: bool,
     page: Page,
     endpoint: Arc<Endpoint>,
     sleeper: Sleeper,
@@ -347,6 +349,7 @@ impl Subscription {
             ending: 0,
             pending: None,
             events: VecDeque::new(),
+            fresh_events: false,
             page,
             endpoint,
             sleeper: Sleeper::default(),
@@ -711,6 +714,7 @@ impl Subscription {
             self.events.pop_front();
         }
         self.events.push_back(event);
+        self.fresh_events = true;
     }
 
     fn add_image(&mut self, new: SubscriberEnd) {
@@ -795,6 +799,12 @@ impl Subscription {
         self.conductor.link_done(&self.endpoint, link);
     }
 
+    /// What there is, if anything, of what can come at any moment: a glance costs a load or two an image.
+    #[inline]
+    fn glance(&mut self) -> bool {
+        self.endpoint.has_news(self.seen) || self.any_ready()
+    }
+
     /// What there is, if anything.
     fn look(&mut self, events_count: bool) -> Option<Ready> {
         self.catch_up();
@@ -821,9 +831,13 @@ impl Subscription {
             // The next poll finds out the same and says so.
             return Ready::Messages;
         }
+        const GLANCES: u32 = 32;
         let ready = loop {
             if let Some(ready) = self.look(events_count) {
                 break ready;
+            }
+            if self.spin(GLANCES) {
+                continue;
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 break Ready::TimedOut;
@@ -839,6 +853,17 @@ impl Subscription {
         };
         self.idler.done();
         ready
+    }
+
+    /// Spins for a moment, without looking at the clock or for what is rare. `true` if something came.
+    fn spin(&mut self, glances: u32) -> bool {
+        if !self.idler.spins() {
+            return false;
+        }
+        (0..glances).any(|_| {
+            std::hint::spin_loop();
+            self.glance()
+        })
     }
 
     /// The sleep protocol; see [`sleep`](crate::wait::sleep).
@@ -897,8 +922,9 @@ impl Subscription {
         }
         self.bell.hear(&self.endpoint, self.doorbells());
         self.fall_asleep(How::Doorbell);
-        // News is looked at, too: its bell may just have been heard.
-        if self.look(true).is_some() {
+        // News is looked at, too: its bell may just have been heard. Each event makes the fd readable once, whether it is fetched or not.
+        let ready = self.look(false).is_some();
+        if ready || std::mem::take(&mut self.fresh_events) {
             self.awake();
             self.bell.ring(&self.endpoint);
         }

@@ -36,7 +36,9 @@ pub struct Residency {
 pub struct Mapping {
     /// Owns the whole address range, whatever has been mapped over it.
     range: MmapRaw,
-    /// Offset of the data; the control area lies before it.
+    /// Offset of the control area.
+    control: usize,
+    /// Offset of the data.
     data: usize,
     capacity: u64,
 }
@@ -96,15 +98,15 @@ impl Mapping {
                 MemoryError::Lock { size: (control + capacity_bytes) as u64, limit, source: errno.into() }
             })?;
         }
-        let mapping = Self { range, data: start + control, capacity };
-        mapping.check_identity(kind, control, capacity)?;
+        let mapping = Self { range, control: start, data: start + control, capacity };
+        mapping.check_identity(kind, capacity)?;
         Ok(mapping)
     }
 
-    fn check_identity(&self, kind: ObjectKind, control: usize, capacity: u64) -> Result<(), MemoryError> {
+    fn check_identity(&self, kind: ObjectKind, capacity: u64) -> Result<(), MemoryError> {
         let refused = |what| Err(MemoryError::Refused { what });
         // SAFETY: the identity is the first line of every object; all its fields are atomics.
-        let identity = unsafe { self.range.as_mut_ptr().add(self.data - control).cast::<Identity>().as_ref_unchecked() };
+        let identity = unsafe { self.range.as_mut_ptr().add(self.control).cast::<Identity>().as_ref_unchecked() };
         if identity.magic.load(Ordering::Relaxed) != MAGIC {
             return refused("it does not begin as a ringbus object does");
         }
@@ -122,10 +124,10 @@ impl Mapping {
     /// # Safety
     ///
     /// `T` is the control struct of the object's kind, and the pointer is not used once the mapping is dropped.
-    pub unsafe fn control<T>(&self, page_size: u64) -> NonNull<T> {
-        let offset = self.data - size_of::<T>().next_multiple_of(page_size as usize);
+    #[inline]
+    pub unsafe fn control<T>(&self) -> NonNull<T> {
         // SAFETY: inside the range; mappings are never at null.
-        unsafe { NonNull::new_unchecked(self.range.as_mut_ptr().add(offset).cast()) }
+        unsafe { NonNull::new_unchecked(self.range.as_mut_ptr().add(self.control).cast()) }
     }
 
     /// The data.

@@ -168,7 +168,6 @@ impl Producer {
     }
 
     /// Claims, copies and commits.
-    #[inline]
     pub fn offer(&mut self, tag: u16, payload: &[u8]) -> Result<u64, ClaimError> {
         self.claim(payload.len())?;
         self.write(0, payload);

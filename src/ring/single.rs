@@ -253,8 +253,8 @@ impl Producer {
         self.limit = oldest.position + capacity - HEADER_LENGTH;
     }
 
-    /// Claims, copies and commits.
-    #[inline]
+    /// Claims, copies and commits. Inlined into the caller, where the length often is a constant.
+    #[inline(always)]
     pub fn offer(&mut self, tag: u16, payload: &[u8]) -> Result<u64, ClaimError> {
         self.claim(payload.len())?;
         // SAFETY: the claim is as long as the payload, and the producer's alone.

@@ -55,22 +55,30 @@ pub struct Idler {
     started: Option<Instant>,
     /// How long to spin before sleeping, learnt from how waits ended.
     spin: Duration,
+    /// How long in this wait.
+    budget: Duration,
+    /// Waits that ended asleep since the last long try.
+    sleeps: u32,
     involuntary_switches: u64,
     backoff: Backoff,
 }
 
 /// About what it costs to sleep and be woken on a machine whose cores do not halt, several times over.
 const LONGEST_SPIN: Duration = Duration::from_micros(50);
-/// Below this, spinning has not paid for long: only every now and then it is tried again.
+/// Where spinning has not paid for long.
 const SHORTEST_SPIN: Duration = Duration::from_micros(2);
+/// Two parties that both sleep make each other slow, and so find that spinning does not pay. So now and then one tries for as long as it takes a sleeping peer to wake up
+/// (longer where idle cores halt) and answer; if that succeeds it spins from then on, and so the peer will find that spinning pays.
+const TRY_SPIN: Duration = Duration::from_micros(200);
+const SLEEPS_PER_TRY: u32 = 64;
 const FIRST_NAP: Duration = Duration::from_micros(1);
-/// Reading the clock costs about as much as this many pauses.
-const LOOKS_PER_CLOCK: u32 = 16;
+/// Reading the clock costs about as much as this many thorough looks.
+const LOOKS_PER_CLOCK: u32 = 2;
 
 impl Idler {
     /// The strategy, at its start.
     pub fn new(strategy: Idle) -> Self {
-        let alone = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
+        let alone = online_cores() == 1;
         Self {
             strategy,
             looks: 0,
@@ -78,6 +86,8 @@ impl Idler {
             started: None,
             // With one core, whoever spins keeps the peer from doing what is waited for.
             spin: if alone { Duration::ZERO } else { LONGEST_SPIN },
+            budget: if alone { Duration::ZERO } else { LONGEST_SPIN },
+            sleeps: 0,
             involuntary_switches: 0,
             backoff: Backoff::new(),
         }
@@ -100,6 +110,16 @@ impl Idler {
         }
     }
 
+    /// Whether the strategy spins now: if so the caller does, for a few quick looks between two [steps](Self::step).
+    pub(crate) fn spins(&mut self) -> bool {
+        self.looks += 1;
+        match self.strategy {
+            Idle::BusySpin => true,
+            Idle::Adaptive => !self.budget.is_zero(),
+            Idle::Yielding | Idle::BackOff { .. } | Idle::Parking => false,
+        }
+    }
+
     /// One more look was in vain.
     pub(crate) fn step(&mut self) -> Step {
         self.looks += 1;
@@ -116,7 +136,7 @@ impl Idler {
                 self.backoff.snooze();
             }
             Idle::Adaptive => {
-                if self.spin.is_zero() || (self.looks.is_multiple_of(LOOKS_PER_CLOCK) && self.has_spun_enough()) {
+                if self.budget.is_zero() || (self.looks.is_multiple_of(LOOKS_PER_CLOCK) && self.has_spun_enough()) {
                     return Step::Sleep(None);
                 }
                 core::hint::spin_loop();
@@ -128,30 +148,49 @@ impl Idler {
     fn has_spun_enough(&mut self) -> bool {
         let Some(started) = self.started else {
             self.started = Some(Instant::now());
-            self.involuntary_switches = involuntary_switches();
             return false;
         };
-        if started.elapsed() < self.spin {
+        if started.elapsed() < self.budget {
             return false;
         }
-        // In vain. If the kernel took the core away meanwhile there are more spinners than cores, and spinning starves the one we wait for.
-        let crowded = involuntary_switches() != self.involuntary_switches;
+        // In vain. If the kernel took the core away since we last asked, there are more who want it than cores, and spinning starves the one we wait for. Asked
+        // only here, before a sleep, because it is a system call.
+        let switches = involuntary_switches();
+        let crowded = switches != std::mem::replace(&mut self.involuntary_switches, switches);
         self.spin = if crowded { SHORTEST_SPIN } else { (self.spin / 2).max(SHORTEST_SPIN) };
+        // What is left of this wait is slept.
+        self.budget = Duration::ZERO;
         true
     }
 
     /// The wait is over.
     pub(crate) fn done(&mut self) {
-        if let Some(started) = self.started.take() {
-            // What came within the time of a long spin would have been worth spinning for.
-            if started.elapsed() < LONGEST_SPIN && !self.spin.is_zero() {
-                self.spin = (self.spin * 2).min(LONGEST_SPIN);
+        if self.looks == 0 {
+            return;
+        }
+        if !self.spin.is_zero() {
+            let spun = !self.budget.is_zero();
+            self.sleeps = if spun { 0 } else { self.sleeps + 1 };
+            if spun {
+                self.spin = LONGEST_SPIN;
+            }
+            self.budget = if self.sleeps >= SLEEPS_PER_TRY { TRY_SPIN } else { self.spin };
+            if self.sleeps >= SLEEPS_PER_TRY {
+                self.sleeps = 0;
             }
         }
+        self.started = None;
         self.looks = 0;
         self.nap = FIRST_NAP;
         self.backoff.reset();
     }
+}
+
+/// Cores of the machine: not those this thread may use, as a party that is pinned to one has its peer on another.
+fn online_cores() -> i64 {
+    static CORES: std::sync::OnceLock<i64> = std::sync::OnceLock::new();
+    // SAFETY: a question without arguments in memory.
+    *CORES.get_or_init(|| unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) })
 }
 
 /// How often the kernel has taken the core away from this thread.
@@ -187,9 +226,36 @@ mod tests {
         assert_eq!(idler.step(), Step::Again);
     }
 
-    #[test]
-    fn adaptive_sleeps_in_the_end() {
-        let mut idler = Idler::new(Idle::Adaptive);
+    /// Steps until it sleeps, and says how often it looked.
+    fn looks_before_sleep(idler: &mut Idler) -> u32 {
         while idler.step() == Step::Again {}
+        idler.looks
+    }
+
+    #[test]
+    fn adaptive_sleeps_in_the_end_and_spins_less_and_less_if_that_is_in_vain() {
+        let mut idler = Idler::new(Idle::Adaptive);
+        for _ in 0..10 {
+            looks_before_sleep(&mut idler);
+            // What is left of a wait is slept, however often it is woken for nothing.
+            assert_eq!(idler.step(), Step::Sleep(None));
+            idler.done();
+        }
+        assert_eq!(idler.spin, SHORTEST_SPIN);
+    }
+
+    #[test]
+    fn adaptive_finds_out_when_spinning_pays_again() {
+        let mut idler = Idler::new(Idle::Adaptive);
+        let mut tries = 0;
+        for _ in 0..10 + 2 * SLEEPS_PER_TRY {
+            tries += u32::from(idler.budget == TRY_SPIN);
+            looks_before_sleep(&mut idler);
+            idler.done();
+        }
+        assert!(tries >= 2, "it tries now and then");
+        assert_eq!(idler.step(), Step::Again);
+        idler.done();
+        assert_eq!((idler.spin, idler.budget), (LONGEST_SPIN, LONGEST_SPIN), "something came while it was spinning");
     }
 }
