@@ -1,7 +1,7 @@
 //! The client: connects to the driver, makes publications and subscriptions, and keeps them going when the driver goes and comes.
 //!
-//! [`conductor`] is the thread that talks to the driver; [`endpoint`] what it shares with the thread that publishes or polls.
-//! Their data path is [`publication`] and [`subscription`].
+//! `conductor` is the thread that talks to the driver; `endpoint` what it shares with the thread that publishes or polls.
+//! Their data path is `publication` and `subscription`.
 
 mod conductor;
 mod endpoint;

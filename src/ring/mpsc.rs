@@ -7,7 +7,7 @@
 //!
 //! Each producer keeps a *claim record*: before the CAS, what it is about to claim (an intent); after it and before the first payload byte, that it
 //! did (confirmed); after commit or abort, nothing. When the driver says that the producer in some slot is gone, and the consumer
-//! stands before a frame that nobody commits, [`Consumer::repair`] finds out from the records whether the dead owned it and how
+//! stands before a frame that nobody commits, `Consumer::repair` finds out from the records whether the dead owned it and how
 //! long it was. No timeout, no guess; why it is right is said there. The consumer does it because it alone reads, zeroes and moves on, so nothing races with it.
 
 use core::ptr::NonNull;
