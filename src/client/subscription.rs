@@ -408,7 +408,10 @@ impl Subscription {
     pub fn next_event(&mut self) -> Option<ImageEvent> {
         self.catch_up();
         self.retire();
-        self.events.pop_front()
+        let event = self.events.pop_front();
+        // Who fetches them need not be told of them.
+        self.fresh_events &= !self.events.is_empty();
+        event
     }
 
     /// Hands up to `limit` messages to `handler`. Returns how many there were. Never waits.
