@@ -45,6 +45,24 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// What somebody who waits may use of the processor.
+const LITTLE: Duration = Duration::from_millis(5);
+
+/// Processor time of one wait, of three at most. Who spins spins every time; but `membarrier` waits, in our time, until each core has answered an interrupt, and on a busy
+/// virtual machine a core may be away for some milliseconds.
+fn cost_of_waiting(mut wait: impl FnMut()) -> u128 {
+    let mut least = Duration::MAX;
+    for _ in 0..3 {
+        let before = cpu_time();
+        wait();
+        least = least.min(cpu_time() - before);
+        if least < LITTLE {
+            break;
+        }
+    }
+    least.as_nanos()
+}
+
 /// Waits for a message that does not come, and says how many nanoseconds of the processor that took. Arguments: kind, idle strategy or "epoll".
 fn subscriber(mut role: Role) {
     let (kind, way): (Kind, String) = (role.argument(0), role.argument(1));
@@ -56,18 +74,19 @@ fn subscriber(mut role: Role) {
     // The publisher is there.
     assert!(matches!(event(&mut subscription), ImageEvent::Available(_)));
     role.say(support::thread_id());
-    let before = cpu_time();
-    if way == "epoll" {
+    let cost = cost_of_waiting(|| {
         let deadline = Instant::now() + wait();
-        let events = EventLoop::around(&subscription, EventFlags::IN);
-        while Instant::now() < deadline {
-            assert!(subscription.next().expect("no error").is_none());
-            events.turn(deadline.saturating_duration_since(Instant::now()));
+        if way == "epoll" {
+            let events = EventLoop::around(&subscription, EventFlags::IN);
+            while Instant::now() < deadline {
+                assert!(subscription.next().expect("no error").is_none());
+                events.turn(deadline.saturating_duration_since(Instant::now()));
+            }
+        } else {
+            assert_eq!(subscription.recv_until(Some(deadline)).map(drop), Err(RecvError::TimedOut));
         }
-    } else {
-        assert_eq!(subscription.recv_until(Some(Instant::now() + wait())).map(drop), Err(RecvError::TimedOut));
-    }
-    role.say((cpu_time() - before).as_nanos());
+    });
+    role.say(cost);
     role.hold();
 }
 
@@ -84,18 +103,19 @@ fn publisher(mut role: Role) {
     }
     while publication.offer(&[0; 100]).is_ok() {}
     role.say(support::thread_id());
-    let before = cpu_time();
-    let deadline = Instant::now() + wait();
-    if way == "epoll" {
-        let events = EventLoop::around(&publication, EventFlags::IN);
-        while Instant::now() < deadline {
-            assert_eq!(publication.offer(&[0; 100]), Err(OfferError::BackPressured));
-            events.turn(deadline.saturating_duration_since(Instant::now()));
+    let cost = cost_of_waiting(|| {
+        let deadline = Instant::now() + wait();
+        if way == "epoll" {
+            let events = EventLoop::around(&publication, EventFlags::IN);
+            while Instant::now() < deadline {
+                assert_eq!(publication.offer(&[0; 100]), Err(OfferError::BackPressured));
+                events.turn(deadline.saturating_duration_since(Instant::now()));
+            }
+        } else {
+            assert_eq!(publication.offer_until(0, &[0; 100], Some(deadline)), Err(OfferError::TimedOut));
         }
-    } else {
-        assert_eq!(publication.offer_until(0, &[0; 100], Some(deadline)), Err(OfferError::TimedOut));
-    }
-    role.say((cpu_time() - before).as_nanos());
+    });
+    role.say(cost);
     role.hold();
 }
 
@@ -142,9 +162,9 @@ fn nobody_who_waits_uses_the_processor() {
     // From here on nobody does anything until the first one's time is over.
     let before: Vec<_> = drivers.iter().map(|driver| (driver.cpu_time(), driver.sleeps())).collect();
     for (what, party) in &waiting {
-        let took = Duration::from_nanos(party.hear_within(PATIENCE + wait()).parse().expect("a number"));
+        let took = Duration::from_nanos(party.hear_within(PATIENCE + 3 * wait()).parse().expect("a number"));
         println!("{what}: {took:?} of the processor");
-        assert!(took < Duration::from_millis(5), "{what} used {took:?} of the processor");
+        assert!(took < LITTLE, "{what} used {took:?} of the processor");
     }
     let after: Vec<_> = drivers.iter().map(|driver| (driver.cpu_time(), driver.sleeps())).collect();
     assert_eq!(before, after, "the driver sleeps as long as nobody asks it anything, and makes no system call");
