@@ -78,7 +78,7 @@ const TIMER: u64 = 2;
 const FIRST: u64 = 16;
 
 /// How often halves of links are looked at, while there are any.
-const HALF_CHECK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_secs(1);
 
 /// A media driver. [`run`](Self::run) it on a thread of its own.
 #[derive(Debug)]
@@ -91,6 +91,8 @@ pub struct Driver {
     timer_is_armed: bool,
     /// Given up for a moment to turn a client away when there are no fds left.
     spare: Option<OwnedFd>,
+    /// Not even that one could be used (other threads of this process took it): nobody is accepted before the next tick of the timer.
+    paused: bool,
     sessions: HashMap<u64, Session>,
     /// Processes whose death we want to know of, and under which number epoll tells us.
     watches: HashMap<Process, (OwnedFd, u64)>,
@@ -119,6 +121,7 @@ impl Driver {
             timer,
             timer_is_armed: false,
             spare: eventfd().ok(),
+            paused: false,
             sessions: HashMap::new(),
             watches: HashMap::new(),
             next: FIRST,
@@ -174,7 +177,7 @@ impl Driver {
                         tracing::info!(address = %self.address, "media driver stops");
                         return Ok(());
                     }
-                    TIMER => self.check_halves(),
+                    TIMER => self.tick(),
                     number if number % 2 == 0 => self.serve(number, event.flags),
                     number => self.process_died(number),
                 }
@@ -238,8 +241,10 @@ impl Driver {
     /// No fd is left for this client: with the spare one it at least learns why.
     fn turn_away(&mut self) {
         self.spare = None;
-        if let Ok(socket) = self.listener.accept() {
-            say_full(&socket);
+        match self.listener.accept() {
+            Ok(socket) => say_full(&socket),
+            Err(Errno::MFILE | Errno::NFILE) => self.paused = epoll::delete(&self.epoll, &self.listener).is_ok(),
+            Err(_) => {}
         }
         self.spare = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).ok();
         tracing::error!("out of file descriptors: a client was turned away; raise RLIMIT_NOFILE");
@@ -365,9 +370,12 @@ impl Driver {
         self.deliver(outbox);
     }
 
-    fn check_halves(&mut self) {
+    fn tick(&mut self) {
         let _ = rustix::io::read(&self.timer, &mut [0; 8]);
         self.timer_is_armed = false;
+        if self.paused {
+            self.paused = self.watch(&self.listener, LISTENER).is_err();
+        }
         let mut outbox = Outbox::new();
         self.registry.give_up_halves(Instant::now(), &mut outbox);
         self.deliver(outbox);
@@ -393,8 +401,8 @@ impl Driver {
         let needed =
             |process: &Process| awaited.contains(process) || sessions.values().any(|session| session.asker.process == *process);
         self.watches.retain(|process, _| needed(process));
-        if !awaited.is_empty() && !self.timer_is_armed {
-            let interval = Timespec { tv_sec: HALF_CHECK.as_secs() as i64, tv_nsec: 0 };
+        if (self.paused || !awaited.is_empty()) && !self.timer_is_armed {
+            let interval = Timespec { tv_sec: TICK.as_secs() as i64, tv_nsec: 0 };
             let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: interval };
             self.timer_is_armed = rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).is_ok();
         }

@@ -144,7 +144,7 @@ pub enum ImageEvent {
 /// What [`wait`](Subscription::wait) has waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ready {
-    /// There are messages, or an error to be had from [`poll`](Subscription::poll).
+    /// There are messages, or an error to be had from [`poll`](Subscription::poll). Now and then it finds none after all: what came was a message that was aborted.
     Messages,
     /// There is an event to be had from [`next_event`](Subscription::next_event).
     Event,
@@ -611,7 +611,8 @@ impl Subscription {
         }
     }
 
-    /// Waits until there are messages or events, or until `deadline` (for ever, if `None`).
+    /// Waits until there are messages or events, or until `deadline` (for ever, if `None`). Messages are told of first: where they never end, fetch events
+    /// without being told.
     pub fn wait(&mut self, deadline: Option<Instant>) -> Ready {
         self.wait_for(deadline, true)
     }
