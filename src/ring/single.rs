@@ -546,7 +546,8 @@ impl Consumer {
     pub fn advance(&mut self, frame: &Frame) {
         self.position = frame.end();
         if let Some(lossy) = &mut self.lossy {
-            lossy.message += 1;
+            // Wraps if a hostile publisher began with a number near the end.
+            lossy.message = lossy.message.wrapping_add(1);
         }
     }
 

@@ -55,7 +55,8 @@ impl Sleeper {
 
     /// Steps 2 and 3: from here on peers will wake us. What follows must be a last look.
     pub fn fall_asleep(&mut self, line: &PartyLine, how: How, fences: Fences) {
-        self.flag = (self.flag | 0b11) + 1 + ASLEEP + if how == How::Doorbell { BY_DOORBELL } else { 0 };
+        let mode = if how == How::Doorbell { ASLEEP | BY_DOORBELL } else { ASLEEP };
+        self.flag = next_even(self.flag) | mode;
         // Relaxed: the fence below orders it before the look.
         line.sleep_flag.store(self.flag, Ordering::Relaxed);
         fences.heavy();
@@ -64,7 +65,7 @@ impl Sleeper {
     /// Step 6. Does nothing when awake.
     pub fn awake(&mut self, line: &PartyLine) {
         if self.is_asleep() {
-            self.flag = (self.flag | 0b11) + 1;
+            self.flag = next_even(self.flag);
             // Relaxed: a waker who sees the old value merely wakes once too often.
             line.sleep_flag.store(self.flag, Ordering::Relaxed);
         }
@@ -74,6 +75,11 @@ impl Sleeper {
     pub fn is_asleep(&self) -> bool {
         self.flag & ASLEEP != 0
     }
+}
+
+/// The next value that says "awake". Wraps only if somebody hostile had the line of an mpsc slot before us and left it at its end.
+fn next_even(flag: u64) -> u64 {
+    (flag | 0b11).wrapping_add(1)
 }
 
 /// The waker's side: a peer that may sleep.
