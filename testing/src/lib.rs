@@ -3,16 +3,13 @@
 //! A party is this very test program, started again: the environment says which role it plays, and its `child` test plays it. It talks to the test line
 //! by line over its stdin and stdout. Nothing here waits without a deadline, and a party dies with the test, whatever happens.
 
-// Each test program uses a part of it.
-#![allow(dead_code)]
-
 use std::fmt::Display;
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, StdinLock, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::str::FromStr;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -28,8 +25,10 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// What a death may cost others. The project wants 50 ms; tests also run beside others on few cores.
 pub const SOON: Duration = Duration::from_millis(500);
 
+/// All kinds of channel.
 pub const KINDS: [Kind; 3] = [Kind::Spsc, Kind::Broadcast, Kind::Mpsc];
 
+/// The deadline of something that is to happen: [`PATIENCE`] from now.
 pub fn in_time() -> Option<Instant> {
     Some(Instant::now() + PATIENCE)
 }
@@ -55,6 +54,7 @@ pub fn now() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// Whether this process may do everything.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
@@ -72,20 +72,22 @@ pub fn skip_unless_root() -> bool {
 pub struct Random(u64);
 
 impl Random {
+    /// The same numbers for the same seed.
     pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
     /// xorshift64*.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
 
+    /// A number from 0 to `limit - 1`.
     pub fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 11) % limit
+        (self.draw() >> 11) % limit
     }
 }
 
@@ -107,6 +109,7 @@ pub struct Party {
 }
 
 impl Party {
+    /// Starts this program once more, to play that role.
     pub fn start(role: &str, address: &Address, arguments: &[&dyn Display]) -> Self {
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
         let mut command = Command::new(std::env::current_exe().expect("this program"));
@@ -133,6 +136,7 @@ impl Party {
         Self { role: role.to_owned(), stdin: child.stdin.take(), child, lines }
     }
 
+    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -144,19 +148,34 @@ impl Party {
     }
 
     #[track_caller]
+    /// The next line it says, if it comes in that time.
     pub fn hear_within(&self, patience: Duration) -> String {
         self.lines.recv_timeout(patience).unwrap_or_else(|error| panic!("{} says nothing: {error}", self.role))
     }
 
     #[track_caller]
+    /// The next line it says, which is a number.
     pub fn hear_number<T: FromStr>(&self) -> T {
         let said = self.hear();
         said.parse().unwrap_or_else(|_| panic!("{} says {said:?}, which is no number", self.role))
     }
 
     #[track_caller]
+    /// The next line it says is this one.
     pub fn expect(&self, wanted: &str) {
         assert_eq!(self.hear(), wanted, "{}", self.role);
+    }
+
+    /// The next line it says, if it says one in that time.
+    pub fn heard_within(&self, patience: Duration) -> Option<String> {
+        self.lines.recv_timeout(patience).ok()
+    }
+
+    /// How it has ended by itself, if it does in that time.
+    pub fn ended_within(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let pid = Pid::from_raw(self.child.id() as i32).expect("a pid");
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).expect("a pidfd");
+        readable(&pidfd, patience).then(|| self.child.wait().expect("it is our child"))
     }
 
     /// Whether it has said nothing (more) so far.
@@ -164,6 +183,7 @@ impl Party {
         self.lines.try_recv().is_err()
     }
 
+    /// Sends it a line.
     pub fn tell(&mut self, line: impl Display) {
         let stdin = self.stdin.as_mut().expect("its stdin is open");
         writeln!(stdin, "{line}").expect("it listens");
@@ -186,6 +206,7 @@ impl Party {
         until("the stop", || tasks(self.pid()).iter().all(|task| state(task).is_some_and(|state| state == 'T')));
     }
 
+    /// Continues it after a stop.
     pub fn go_on(&self) {
         self.signal(Signal::CONT);
     }
@@ -277,6 +298,7 @@ pub fn thread_id() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get() as u32
 }
 
+/// A process's open file descriptors, by what they are.
 pub fn fds_of(pid: u32) -> Vec<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process is there");
     let links = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
@@ -294,6 +316,7 @@ pub fn readable(fd: impl std::os::fd::AsFd, patience: Duration) -> bool {
 pub struct EventLoop(rustix::fd::OwnedFd);
 
 impl EventLoop {
+    /// Watches this one fd.
     pub fn around(fd: impl std::os::fd::AsFd, flags: epoll::EventFlags) -> Self {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("an epoll instance");
         epoll::add(&epoll, fd, epoll::EventData::new_u64(0), flags).expect("it can be watched");
@@ -304,8 +327,12 @@ impl EventLoop {
     pub fn turn(&self, patience: Duration) -> bool {
         let timeout = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: i64::from(patience.subsec_nanos()) };
         let mut events = [const { std::mem::MaybeUninit::uninit() }; 4];
-        let (events, _) = epoll::wait(&self.0, &mut events, Some(&timeout)).expect("epoll");
-        !events.is_empty()
+        match epoll::wait(&self.0, &mut events, Some(&timeout)) {
+            Ok((events, _)) => !events.is_empty(),
+            // A stop and its end interrupt the wait though no handler runs: as good as a wake-up for nothing.
+            Err(rustix::io::Errno::INTR) => true,
+            Err(errno) => panic!("epoll: {errno}"),
+        }
     }
 }
 
@@ -314,7 +341,9 @@ impl EventLoop {
 /// The role this process plays.
 #[derive(Debug)]
 pub struct Role {
+    /// Which one it is.
     pub name: String,
+    /// Where the driver listens.
     pub address: Address,
     arguments: Vec<String>,
     stdin: Lines<StdinLock<'static>>,
@@ -329,11 +358,13 @@ impl Role {
         Some(Self { name, address, arguments, stdin: std::io::stdin().lines() })
     }
 
+    /// What the test wants of it.
     pub fn argument<T: FromStr>(&self, index: usize) -> T {
         let text = self.arguments.get(index).unwrap_or_else(|| panic!("{} needs argument {index}", self.name));
         text.parse().unwrap_or_else(|_| panic!("{}: {text:?} is not what argument {index} is", self.name))
     }
 
+    /// Sends the test a line.
     pub fn say(&self, line: impl Display) {
         let mut stdout = std::io::stdout().lock();
         // In one piece, and on a line of its own whatever the harness has printed.
@@ -350,6 +381,7 @@ impl Role {
         self.hear();
     }
 
+    /// A client of the role's driver.
     pub fn client(&self) -> Client {
         Client::builder().address(self.address.clone()).connect().expect("a client")
     }
@@ -404,15 +436,18 @@ pub fn limit(resource: libc::__rlimit_resource_t, limit: u64) {
 pub struct DriverProcess {
     // In this order: the process goes before its directory.
     party: Party,
+    /// Where it listens.
     pub address: Address,
     directory: tempfile::TempDir,
 }
 
 impl DriverProcess {
+    /// Starts one with the usual limits.
     pub fn launch() -> Self {
         Self::launch_with(0, 0)
     }
 
+    /// Starts one. 0 is the usual limit.
     pub fn launch_with(memory_limit: u64, files: u64) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let address = Address::Path(directory.path().join("driver.sock"));
@@ -426,14 +461,17 @@ impl DriverProcess {
         party
     }
 
+    /// `SIGKILL`; it leaves its socket and lock behind.
     pub fn kill(&mut self) {
         self.party.kill();
     }
 
+    /// Starts its successor, at the same address.
     pub fn start_again(&mut self) {
         self.party = Self::start(&self.address, 0, 0);
     }
 
+    /// Its process.
     pub fn party(&self) -> &Party {
         &self.party
     }
@@ -443,13 +481,31 @@ impl DriverProcess {
         fs::set_permissions(self.directory(), fs::Permissions::from_mode(0o755)).expect("it is ours");
     }
 
+    /// The directory of its socket.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
+    /// A client of it.
     pub fn connect(&self) -> Client {
         Client::builder().address(self.address.clone()).connect().expect("a client")
     }
+}
+
+/// Runs `work` in a forked child of this process, which has to have few threads, and says whether it went well.
+pub fn in_a_child(work: impl FnOnce()) -> bool {
+    // SAFETY: the child uses no lock that another thread may hold: those of the handles are what is tested, and glibc takes care of malloc's.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "a child");
+    if pid == 0 {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        // SAFETY: ends the child at once, without the parent's atexit handlers.
+        unsafe { libc::_exit(i32::from(outcome.is_err())) };
+    }
+    let mut status = 0;
+    // SAFETY: our child, and a live integer.
+    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+    libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
 }
 
 // ---- Messages ----
@@ -468,7 +524,7 @@ pub fn fill(buffer: &mut Vec<u8>, sender: u32, sequence: u64, most: u64) {
     buffer.extend_from_slice(&sequence.to_le_bytes());
     let length = 20 + random.below(most - 20 + 1);
     while (buffer.len() as u64) < length {
-        buffer.push(random.next() as u8);
+        buffer.push(random.draw() as u8);
     }
     let sum = checksum(&buffer[8..]);
     buffer[..8].copy_from_slice(&sum.to_le_bytes());
@@ -492,6 +548,7 @@ pub fn check(bytes: &[u8]) -> (u32, u64) {
 pub struct Ledger(std::collections::BTreeMap<u32, u64>);
 
 impl Ledger {
+    /// Takes the next message of its sender.
     #[track_caller]
     pub fn enter(&mut self, bytes: &[u8]) -> (u32, u64) {
         let (sender, sequence) = check(bytes);
