@@ -77,6 +77,9 @@ pub enum Error {
     /// A memory object could not be mapped.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// This process was forked from the one that made the client, which goes on using it.
+    #[error("the client belongs to the process this one was forked from; connect a client of its own here")]
+    Forked,
     /// This process has no file descriptors left.
     #[error("this process is out of file descriptors ({what}); RLIMIT_NOFILE is {limit}, raise it with `ulimit -n`")]
     FileDescriptors {

@@ -282,7 +282,8 @@ impl Driver {
             session.greeted = greeting.is_some_and(|greeting| greeting.version == PROTOCOL_VERSION);
             let bytes = Greeting::own().to_bytes();
             let answered = greeting.is_some() && socket::send(&*session, &bytes, &[], SendFlags::DONTWAIT).is_ok();
-            return answered && session.greeted && (packet.fds.is_empty() || refuse_fds(packet.fds));
+            let welcome = answered && session.greeted && packet.fds.is_empty();
+            return welcome || refuse_fds(packet.fds);
         }
         let Some(request) = packet.decode::<Request>() else {
             tracing::warn!(client, "malformed request");

@@ -87,11 +87,14 @@ enum State {
     /// Only this side has told of it. The other belongs to that process, and is expected since then.
     Half { side: Side, peer: Process, since: Instant },
     /// The publication is gone; the subscription reads what there is.
-    Ending,
+    Ending { publication_holds: bool },
 }
 
 /// How long a process that lives and is not stopped may take to come back with its half of a link: clients try ten times a second.
 const HALF_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Links that an `mpsc` publication may tell of. More are made up.
+const MOST_MPSC_LINKS: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Registry {
@@ -297,8 +300,12 @@ impl Registry {
         if object.owner.client != asker.client || object.ready || own != object_id {
             return;
         }
+        // Such a publication has no numbers to give: its link's is the subscription's. It has one link, and a few that it does not know to be over.
         let is_mpsc_publication = side == Side::Publication && object.ring.is_none();
-        let has_number = is_mpsc_publication || object.slots.take_this(number);
+        let has_number = match is_mpsc_publication {
+            true => self.links_of(object_id).len() < MOST_MPSC_LINKS,
+            false => object.slots.take_this(number),
+        };
         let ended = Event::LinkEnded { object: object_id, link: link.id };
         match self.links.get_mut(&link.id) {
             _ if !has_number => outbox.push((asker.client, ended, Vec::new())),
@@ -362,7 +369,7 @@ impl Registry {
             match self.links[&link].state {
                 State::Half { .. } => self.end_half(link, outbox),
                 State::Offered(_) | State::Established => joined = true,
-                State::Ending => {}
+                State::Ending { .. } => {}
             }
         }
         if !joined && let Err(reason) = self.offer(publication, subscription, outbox) {
@@ -458,20 +465,38 @@ impl Registry {
         if let (true, Some(publisher)) = (known, self.objects.get(&publication)) {
             outbox.push((publisher.owner.client, Event::LinkEnded { object: publication, link }, Vec::new()));
         }
-        self.give_slot_back(subscription, line);
-        self.give_slot_back(publication, slot);
+        // A half may be made up: it holds the number of its own end, and what it says of the other may be somebody else's.
+        let (publication_holds, subscription_holds) = match record.state {
+            State::Offered(_) | State::Established => (true, true),
+            State::Half { side, .. } => (side == Side::Publication, side == Side::Subscription),
+            State::Ending { publication_holds } => (publication_holds, true),
+        };
+        if subscription_holds {
+            self.give_slot_back(subscription, line);
+        }
+        if publication_holds {
+            self.give_slot_back(publication, slot);
+        }
     }
 
     /// The publication's end of a link is gone: the subscription reads what there is, and says when it is done.
     fn publication_left(&mut self, link: u64, outbox: &mut Outbox) {
         let Some(record) = self.links.get_mut(&link) else { return };
-        let object = record.link.subscription;
+        let Link { publication, subscription: object, slot, .. } = record.link;
+        let own_half = matches!(record.state, State::Half { side: Side::Publication, .. });
+        let publication_holds = !matches!(record.state, State::Half { side: Side::Subscription, .. });
         match self.objects.get(&object) {
-            Some(subscriber) => {
-                record.state = State::Ending;
+            // One that is ready has told of all its links, and of this one it knows nothing: it would never be done with it.
+            Some(subscriber) if !(own_half && subscriber.ready) => {
+                record.state = State::Ending { publication_holds };
                 outbox.push((subscriber.owner.client, Event::LinkEnded { object, link }, Vec::new()));
             }
-            None => drop(self.links.remove(&link)),
+            _ => {
+                self.links.remove(&link);
+                if publication_holds {
+                    self.give_slot_back(publication, slot);
+                }
+            }
         }
     }
 
@@ -543,12 +568,15 @@ impl Registry {
                         State::Half { side: Side::Subscription, peer, since: now }
                     }
                     (Side::Subscription, State::Established) => State::Half { side: Side::Publication, peer, since: now },
-                    (Side::Publication, State::Ending) => continue,
-                    // Nobody holds the other end.
-                    _ => {
+                    (Side::Publication, State::Ending { .. }) => continue,
+                    // Nobody holds the other end, but its number may be held for it.
+                    (_, state) => {
+                        let held = matches!(state, State::Offered(_) | State::Ending { publication_holds: true });
                         let Link { publication, slot, .. } = record.link;
                         self.links.remove(&link);
-                        self.give_slot_back(publication, slot);
+                        if held {
+                            self.give_slot_back(publication, slot);
+                        }
                         continue;
                     }
                 };
@@ -583,11 +611,16 @@ impl Registry {
 
     /// Gives up halves whose process lives and runs and did not come back: it has dropped them, or become another program.
     pub(crate) fn give_up_halves(&mut self, now: Instant, outbox: &mut Outbox) {
-        let overdue = |record: &&LinkRecord| match record.state {
-            State::Half { peer, since, .. } => now.duration_since(since) >= HALF_PATIENCE && !peer.is_stopped(),
-            _ => false,
-        };
-        let links: Vec<u64> = self.links.values().filter(overdue).map(|record| record.link.id).collect();
+        let mut links = Vec::new();
+        for record in self.links.values_mut() {
+            let State::Half { peer, since, .. } = &mut record.state else { continue };
+            if peer.is_stopped() {
+                // Its time begins when it is continued: it must not be found overdue before it could say a word.
+                *since = now;
+            } else if now.duration_since(*since) >= HALF_PATIENCE {
+                links.push(record.link.id);
+            }
+        }
         for link in links {
             self.end_half(link, outbox);
         }

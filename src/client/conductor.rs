@@ -22,6 +22,7 @@ use crate::channel::{ChannelName, Kind, Properties};
 use crate::control::message::{self, Entry, Event, Greeting, Link, PROTOCOL_VERSION, Request};
 use crate::control::socket::{self, Address, Packet};
 use crate::error::Error;
+use crate::memory::fork::Birth;
 use crate::wait::fences::Fences;
 
 /// Whether the driver is there.
@@ -44,6 +45,8 @@ pub(super) struct Conductor {
 struct Shared {
     address: Address,
     fences: Fences,
+    /// In a forked child there is no conductor, and the socket is the parent's.
+    birth: Birth,
     /// Wakes the thread when there is something to send or it should stop.
     kick: OwnedFd,
     state: Mutex<State>,
@@ -89,7 +92,8 @@ impl Conductor {
             endpoints: HashMap::new(),
             outgoing: VecDeque::new(),
         };
-        let shared = Arc::new(Shared { address, fences, kick, state: Mutex::new(state) });
+        let birth = Birth::here().map_err(Error::system("map memory that a forked child does not get"))?;
+        let shared = Arc::new(Shared { address, fences, birth, kick, state: Mutex::new(state) });
         let thread = std::thread::Builder::new().name("ringbus-client".into()).spawn({
             let shared = Arc::clone(&shared);
             move || shared.run()
@@ -109,7 +113,11 @@ impl Conductor {
     }
 
     pub(super) fn state(&self) -> DriverState {
-        if self.shared.state.lock().socket.is_some() { DriverState::Connected } else { DriverState::Away }
+        if self.shared.birth.is_here() && self.shared.state.lock().socket.is_some() {
+            DriverState::Connected
+        } else {
+            DriverState::Away
+        }
     }
 
     /// Asks for a publication or subscription, and waits for the answer.
@@ -121,6 +129,13 @@ impl Conductor {
         let answer = self.shared.await_answer(&answers)?;
         if let Event::Refused { refusal, .. } = answer.event {
             return Err(refusal.into());
+        }
+        // Sizes are computed from it, also where no ring comes along.
+        if let Event::PublicationAdded { spec, .. } | Event::SubscriptionAdded { spec, .. } = &answer.event
+            && spec.check().is_err()
+        {
+            self.discard(&answer);
+            return Err(self.nonsense());
         }
         if answer.fds_lost {
             self.discard(&answer);
@@ -143,6 +158,9 @@ impl Conductor {
 
     /// The endpoint is no longer used.
     pub(super) fn close(&self, object: u64) {
+        if !self.shared.birth.is_here() {
+            return;
+        }
         self.shared.state.lock().endpoints.remove(&object);
         self.shared.notify(&Request::Close { object });
     }
@@ -165,6 +183,9 @@ impl Conductor {
 
 impl Drop for Conductor {
     fn drop(&mut self) {
+        if !self.shared.birth.is_here() {
+            return;
+        }
         self.shared.state.lock().stopping = true;
         self.shared.kick();
         if let Some(thread) = self.thread.take() {
@@ -222,6 +243,9 @@ impl Shared {
 
     /// Sends a request whose answers come through the channel.
     fn request(&self, build: impl FnOnce(u32) -> Request) -> Result<Receiver<Answer>, Error> {
+        if !self.birth.is_here() {
+            return Err(Error::Forked);
+        }
         let mut state = self.state.lock();
         let Some(socket) = state.socket.clone() else { return Err(self.away()) };
         state.next_request = state.next_request.wrapping_add(1);

@@ -7,7 +7,6 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 use rustix::event::EventfdFlags;
 
@@ -15,6 +14,7 @@ use super::link::{MpscRing, PublisherEnd, SubscriberEnd};
 use crate::channel::ChannelSpec;
 use crate::control::message::Link;
 use crate::error::Error;
+use crate::memory::fork::ForkWord;
 use crate::wait::futex;
 
 /// Which side an endpoint is.
@@ -39,6 +39,11 @@ pub(super) enum News {
     Lost,
 }
 
+/// What [`Endpoint::attention`] is before there was any news.
+pub(super) const NO_NEWS: u32 = 1;
+/// What it is in a process that has inherited the endpoint and must not use it.
+pub(super) const FORKED: u32 = 0;
+
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) id: u64,
@@ -51,7 +56,7 @@ pub(super) struct Endpoint {
     /// Its links, to tell the next driver.
     pub(super) links: Mutex<Vec<Link>>,
     news: Mutex<VecDeque<News>>,
-    attention: CachePadded<AtomicU32>,
+    attention: ForkWord,
     /// Readable when there is news, for those who sleep in an event loop.
     pub(super) bell: OwnedFd,
 }
@@ -74,7 +79,7 @@ impl Endpoint {
             objects,
             links: Mutex::new(Vec::new()),
             news: Mutex::new(VecDeque::new()),
-            attention: CachePadded::new(AtomicU32::new(0)),
+            attention: ForkWord::new().map_err(Error::system("map memory that a forked child does not get"))?,
             bell,
         })
     }
@@ -92,7 +97,10 @@ impl Endpoint {
         }
         drop(queue);
         // The mutex publishes the news; this only says that there is some.
-        futex::bump_and_wake(&self.attention, true);
+        let word = self.attention();
+        // By 2, so that it never is 0: that would mean something else.
+        word.fetch_add(2, Ordering::Release);
+        futex::wake(word, true);
         self.ring();
     }
 
@@ -101,15 +109,21 @@ impl Endpoint {
         let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 
-    /// The word that changes when there is news.
+    /// The word that changes when there is news. It is [`FORKED`] in a process that was forked from ours: that is news, too.
+    #[inline(always)]
     pub(super) fn attention(&self) -> &AtomicU32 {
-        &self.attention
+        self.attention.get()
+    }
+
+    /// Whether this process has inherited the endpoint from the one it was forked from.
+    pub(super) fn is_forked(&self) -> bool {
+        self.attention().load(Ordering::Relaxed) == FORKED
     }
 
     /// Data path: whether there is news since `seen`.
     #[inline(always)]
     pub(super) fn has_news(&self, seen: u32) -> bool {
-        self.attention.load(Ordering::Relaxed) != seen
+        self.attention().load(Ordering::Relaxed) != seen
     }
 
     /// Data path: the next piece of news.

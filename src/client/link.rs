@@ -7,13 +7,13 @@ use crate::control::message::Link;
 use crate::memory::MemoryError;
 use crate::memory::mapping::{Access, Mapping, Residency};
 use crate::memory::memfd::{self, Sharing};
-use crate::ring::atomic::Ordering;
 use crate::ring::layout::{
     ImageLine, MAX_LINKS, MAX_PRODUCERS, MpscControl, ObjectKind, PartyLine, SingleControl, SubscriptionPage,
 };
 use crate::ring::region::Region;
 use crate::wait::doorbell::Doorbell;
-use crate::wait::sleep::{How, Peer};
+use crate::wait::futex;
+use crate::wait::sleep::{self, Peer};
 use std::os::fd::OwnedFd;
 
 use crate::channel::ChannelSpec;
@@ -39,16 +39,28 @@ fn residency(spec: &ChannelSpec) -> Residency {
     Residency { prefault: spec.prefault, lock: spec.lock }
 }
 
+/// Bytes of the object of a ring, from what the driver says of it: nothing is computed from numbers that cannot be.
+fn size(control: u64, spec: &ChannelSpec, page_size: u64) -> Result<u64, MemoryError> {
+    const LARGEST_PAGE: u64 = 1 << 34;
+    if spec.check().is_err() {
+        return Err(MemoryError::Refused { what: "no channel can be as the driver said" });
+    }
+    if !page_size.is_power_of_two() || !(memfd::page_size()..=LARGEST_PAGE).contains(&page_size) {
+        return Err(MemoryError::Refused { what: "no pages can be of the size that the driver said" });
+    }
+    Ok(control.next_multiple_of(page_size) + spec.capacity)
+}
+
 impl SingleRing {
     /// The owner's: not sealed yet.
     pub(super) fn own(fd: &OwnedFd, spec: &ChannelSpec, page_size: u64) -> Result<Self, MemoryError> {
-        memfd::check_size(fd, SINGLE_CONTROL.next_multiple_of(page_size) + spec.capacity)?;
+        memfd::check_own(fd, size(SINGLE_CONTROL, spec, page_size)?)?;
         Self::map(fd, spec, page_size, Access::Write)
     }
 
     /// A peer's.
     pub(super) fn peer(fd: &OwnedFd, spec: &ChannelSpec, page_size: u64) -> Result<Self, MemoryError> {
-        memfd::check(fd, Sharing::OwnerWrites, SINGLE_CONTROL.next_multiple_of(page_size) + spec.capacity)?;
+        memfd::check(fd, Sharing::OwnerWrites, size(SINGLE_CONTROL, spec, page_size)?)?;
         Self::map(fd, spec, page_size, Access::Read)
     }
 
@@ -77,11 +89,11 @@ impl SingleRing {
 impl MpscRing {
     /// For the consumer, before it is sealed, and for producers, after.
     pub(super) fn map(fd: &OwnedFd, spec: &ChannelSpec, page_size: u64, sealed: bool) -> Result<Self, MemoryError> {
-        let size = MPSC_CONTROL.next_multiple_of(page_size) + spec.capacity;
+        let size = size(MPSC_CONTROL, spec, page_size)?;
         if sealed {
             memfd::check(fd, Sharing::AllWrite, size)?;
         } else {
-            memfd::check_size(fd, size)?;
+            memfd::check_own(fd, size)?;
         }
         let kind = ObjectKind::MpscRing;
         let mapping = Mapping::new(fd, kind, MPSC_CONTROL, spec.capacity, page_size, Access::Write, residency(spec))?;
@@ -109,7 +121,7 @@ const _: () = assert!(MAX_PRODUCERS > u8::MAX as usize);
 impl Page {
     /// The owner's: not sealed yet.
     pub(super) fn own(fd: &OwnedFd) -> Result<Self, MemoryError> {
-        memfd::check_size(fd, PAGE.next_multiple_of(memfd::page_size()))?;
+        memfd::check_own(fd, PAGE.next_multiple_of(memfd::page_size()))?;
         Self::map(fd, Access::Write)
     }
 
@@ -158,34 +170,13 @@ impl PeerEnd {
     pub(super) fn wake_sequence(&self) -> &std::sync::atomic::AtomicU32 {
         &self.peer.line().wake_sequence
     }
-
-    /// Whether the peer has left in good order.
-    pub(super) fn has_closed(&self) -> bool {
-        // Pairs with the Release store in `close_party`: all it has committed (or read) is visible.
-        self.peer.line().closed.load(Ordering::Acquire) == 1
-    }
 }
 
-/// Steps C to E of the sleep protocol for all of `peers`, after the light fence: at most one syscall for all who sleep on futexes, one for each doorbell.
+/// Steps C to E of the sleep protocol for all of `peers`, after the light fence.
 #[cold]
 pub(super) fn wake_sleepers<'a>(own: &PartyLine, peers: impl Iterator<Item = &'a mut PeerEnd>) {
-    let mut by_futex = false;
-    for end in peers {
-        if end.peer.needs_wake() {
-            match end.peer.remember() {
-                How::Futex => by_futex = true,
-                How::Doorbell => end.doorbell.ring(),
-            }
-        }
-    }
-    if by_futex {
-        crate::wait::futex::bump_and_wake(&own.wake_sequence, false);
-    }
-}
-
-/// Says in one's own line that nothing follows.
-pub(super) fn close_party(own: &PartyLine) {
-    own.closed.store(1, Ordering::Release);
+    let peers = peers.map(|end| (&mut end.peer, &end.doorbell));
+    sleep::wake_sleepers(&own.wake_sequence, peers, Doorbell::ring, |word| futex::wake(word, false));
 }
 
 /// A publication's end of a link.
@@ -205,4 +196,39 @@ pub(super) struct SubscriberEnd {
     /// Unless the channel is mpsc: the ring of the publication.
     pub(super) ring: Option<SingleRing>,
     pub(super) peer: PeerEnd,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::Properties;
+
+    /// Found by the fuzzer: sizes that no driver says made the arithmetic overflow or divide by zero, and a capacity of 0 made a region without an end.
+    #[test]
+    fn impossible_sizes_are_refused() {
+        let page = memfd::page_size();
+        let good = ChannelSpec::new("a".parse().unwrap(), 0, &Properties::default()).unwrap();
+        for (capacity, page_size) in [
+            (0, page),
+            (3, page),
+            (u64::MAX, page),
+            (1 << 63, page),
+            (page, 0),
+            (page, 3),
+            (page, 1),
+            (page, 1 << 63),
+            (page, u64::MAX),
+        ] {
+            let spec = ChannelSpec { capacity, ..good.clone() };
+            for (kind, control) in [(ObjectKind::SingleRing, SINGLE_CONTROL), (ObjectKind::MpscRing, MPSC_CONTROL)] {
+                // As long as it is said to be, where that can be.
+                let made = if capacity < page { capacity } else { page };
+                let fd = memfd::create("test", kind, 7, control, made, memfd::HugePages::Never).unwrap().fd;
+                assert!(SingleRing::own(&fd, &spec, page_size).is_err(), "{capacity} {page_size}");
+                assert!(SingleRing::peer(&fd, &spec, page_size).is_err(), "{capacity} {page_size}");
+                assert!(MpscRing::map(&fd, &spec, page_size, false).is_err(), "{capacity} {page_size}");
+                assert!(MpscRing::map(&fd, &spec, page_size, true).is_err(), "{capacity} {page_size}");
+            }
+        }
+    }
 }

@@ -3,12 +3,11 @@
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::conductor::Conductor;
-use super::endpoint::{Endpoint, News, Side};
-use super::link::{MpscRing, Page, PeerEnd, SingleRing, close_party, wake_sleepers};
+use super::endpoint::{Endpoint, FORKED, NO_NEWS, News, Side};
+use super::link::{MpscRing, Page, PeerEnd, SingleRing, wake_sleepers};
 use super::sleeper::{Bell, Wait, sleep_for_news, sleep_on};
 use crate::channel::{ChannelName, ChannelSpec, Kind, Properties, Publish};
 use crate::control::message::Event;
@@ -18,7 +17,7 @@ use crate::ring::{ClaimError, mpsc, single};
 use crate::wait::doorbell::Doorbell;
 use crate::wait::fences::{Fences, Light};
 use crate::wait::idle::{Idle, Idler, Step};
-use crate::wait::sleep::{How, Sleeper};
+use crate::wait::sleep::{How, Sleeper, value_of};
 
 /// Why a message was not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +43,9 @@ pub enum OfferError {
     /// The deadline passed, and there was still no room.
     #[error("timed out waiting for room")]
     TimedOut,
+    /// This process was forked from the one that made the publication, which goes on using it.
+    #[error("the publication belongs to the process this one was forked from; connect a client of its own here")]
+    Forked,
 }
 
 /// Sends messages on a channel. Made by [`Client::publication`](crate::Client::publication).
@@ -82,6 +84,8 @@ pub struct Publication {
     bell: Bell,
     fences: Fences,
     closed: bool,
+    /// See [`OfferError::Forked`].
+    forked: bool,
     conductor: Arc<Conductor>,
 }
 
@@ -207,7 +211,7 @@ impl Publication {
             _ => return Err(conductor.nonsense()),
         };
         if let Some(party) = ring.party() {
-            party.asymmetric_fences.store(fences.to_word(), Ordering::Release);
+            party.begin(fences == Fences::AsymmetricCapable);
         }
         let endpoint = Arc::new(Endpoint::new(*id, Side::Publication, spec.clone(), None, objects)?);
         let bell = Bell::new(&endpoint)?;
@@ -216,13 +220,14 @@ impl Publication {
             ring,
             light: Light::Full,
             links: Vec::new(),
-            seen: 0,
+            seen: NO_NEWS,
             endpoint,
             sleeper: Sleeper::default(),
             idler: Idler::new(idle),
             bell,
             fences,
             closed: false,
+            forked: false,
             conductor: Arc::clone(conductor),
         })
     }
@@ -282,12 +287,12 @@ impl Publication {
     /// [`OfferError::Closed`] if that cannot happen any more.
     pub fn wait_for_subscribers(&mut self, wanted: usize, deadline: Option<Instant>) -> Result<bool, OfferError> {
         loop {
-            let seen = self.endpoint.attention().load(Ordering::Acquire);
+            let seen = value_of(self.endpoint.attention());
             if self.subscribers() >= wanted {
                 return Ok(true);
             }
             if self.closed {
-                return Err(OfferError::Closed);
+                return Err(if self.forked { OfferError::Forked } else { OfferError::Closed });
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(false);
@@ -399,6 +404,7 @@ impl Publication {
 
     #[inline(always)]
     fn put(&mut self, tag: u16, payload: &[u8]) -> Result<u64, OfferError> {
+        self.catch_up();
         let first = match &mut self.ring {
             Ring::Single { producer, .. } => producer.offer(tag, payload),
             Ring::Mpsc(Some(ring)) => ring.producer.offer(tag, payload),
@@ -419,6 +425,7 @@ impl Publication {
 
     #[inline]
     fn claim(&mut self, length: usize) -> Result<(), OfferError> {
+        self.catch_up();
         match self.ring.claim(length) {
             Ok(()) => Ok(()),
             Err(error) => self.claim_failed(length, error),
@@ -447,6 +454,7 @@ impl Publication {
     fn explain(&mut self, length: usize, error: ClaimError) -> OfferError {
         match error {
             ClaimError::TooLong { max } => OfferError::TooLong { len: length, max: max as usize },
+            _ if self.forked => OfferError::Forked,
             _ if self.closed => OfferError::Closed,
             ClaimError::BackPressured => OfferError::BackPressured,
             ClaimError::NotConnected if length > self.max_payload() => {
@@ -460,15 +468,15 @@ impl Publication {
         }
     }
 
-    /// After a commit: wakes those who sleep, and notices news. All that an awake peer costs is the load of its flag.
+    /// After a commit: wakes those who sleep. All that an awake peer costs is the load of its flag.
     #[inline(always)]
     fn wake(&mut self) {
         self.light.pass();
-        let mut rare = self.endpoint.has_news(self.seen);
+        let mut asleep = false;
         for link in &self.links {
-            rare |= link.peer.peer.needs_wake();
+            asleep |= link.peer.peer.needs_wake();
         }
-        if rare {
+        if asleep {
             self.wake_slowly();
         }
     }
@@ -478,16 +486,22 @@ impl Publication {
         if let Some(party) = self.ring.party() {
             wake_sleepers(party, self.links.iter_mut().map(|link| &mut link.peer));
         }
-        self.catch_up();
     }
 
     /// Takes links over and gives them up, as the conductor says. `true` if there was any news.
+    #[inline(always)]
     fn catch_up(&mut self) -> bool {
-        if !self.endpoint.has_news(self.seen) {
-            return false;
-        }
+        self.endpoint.has_news(self.seen) && self.take_news()
+    }
+
+    #[cold]
+    fn take_news(&mut self) -> bool {
         // Before the queue is emptied: what comes later changes the word again.
-        self.seen = self.endpoint.attention().load(Ordering::Acquire);
+        self.seen = value_of(self.endpoint.attention());
+        if self.seen == FORKED {
+            self.forsake();
+            return true;
+        }
         while let Some(news) = self.endpoint.take_news() {
             match news {
                 News::Subscriber(end) => self.add_link(*end),
@@ -497,6 +511,15 @@ impl Publication {
             }
         }
         true
+    }
+
+    /// In a forked child: forgets all that is the parent's.
+    fn forsake(&mut self) {
+        self.forked = true;
+        self.closed = true;
+        self.ring = Ring::Mpsc(None);
+        self.links.clear();
+        self.bell.forsake();
     }
 
     fn add_link(&mut self, end: super::link::PublisherEnd) {
@@ -518,8 +541,7 @@ impl Publication {
                 // Its line may have been somebody else's; the flag goes on from there, as it only grows.
                 if let Some(party) = self.ring.party() {
                     self.sleeper = Sleeper::taking_over(party);
-                    party.closed.store(0, Ordering::Relaxed);
-                    party.asymmetric_fences.store(self.fences.to_word(), Ordering::Release);
+                    party.begin(self.fences == Fences::AsymmetricCapable);
                 }
             }
             (Ring::Mpsc(_), None) => return,
@@ -548,7 +570,7 @@ impl Publication {
 
     /// Gives up subscriptions that have closed, which says so earlier than the driver does, and such as tell impossible positions.
     fn drop_departed(&mut self) -> bool {
-        let closed = self.links.iter().filter(|link| link.peer.has_closed()).map(|link| link.id);
+        let closed = self.links.iter().filter(|link| link.peer.peer.line().has_closed()).map(|link| link.id);
         let mut departed: Vec<u64> = closed.collect();
         if let Ring::Single { producer, .. } = &mut self.ring {
             departed.extend(std::iter::from_fn(|| producer.take_liar()));
@@ -562,6 +584,10 @@ impl Publication {
 
     /// Waits until a message of `length` bytes fits, or cannot be sent at all.
     fn wait_for_room(&mut self, length: usize, deadline: Option<Instant>) -> Result<(), OfferError> {
+        // Of an mpsc ring a hostile peer can make it look as if there were room when there is none to be claimed, again and again.
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(OfferError::TimedOut);
+        }
         let outcome = loop {
             if self.room_or_rid(length) {
                 break Ok(());
@@ -591,8 +617,8 @@ impl Publication {
     /// The sleep protocol; see [`sleep`](crate::wait::sleep).
     fn sleep_for_room(&mut self, length: usize, deadline: Option<Instant>) {
         let how = self.how_to_sleep();
-        let seen = self.endpoint.attention().load(Ordering::Acquire);
-        let sequences: Vec<u32> = self.links.iter().map(|link| link.peer.wake_sequence().load(Ordering::Acquire)).collect();
+        let seen = value_of(self.endpoint.attention());
+        let sequences: Vec<u32> = self.links.iter().map(|link| value_of(link.peer.wake_sequence())).collect();
         if self.fall_asleep(how)
             && !self.endpoint.has_news(self.seen)
             && !self.room_or_rid(length)
@@ -655,11 +681,11 @@ impl AsFd for Publication {
 
 impl Drop for Publication {
     fn drop(&mut self) {
-        self.ring.abort();
         // Subscriptions that came and were not noticed yet: they end before they begin, and have to learn it.
         self.catch_up();
+        self.ring.abort();
         if let Some(party) = self.ring.party() {
-            close_party(party);
+            party.close();
             self.light.pass();
             wake_sleepers(party, self.links.iter_mut().map(|link| &mut link.peer));
         }
@@ -741,7 +767,8 @@ impl DerefMut for Claim<'_> {
 impl Drop for Claim<'_> {
     #[inline]
     fn drop(&mut self) {
-        if self.open {
+        // What a forked child has inherited it can neither write nor give up.
+        if self.open && !self.publication.endpoint.is_forked() {
             self.publication.ring.abort();
             // On an mpsc channel others' messages may have been waiting behind the claim.
             self.publication.wake();

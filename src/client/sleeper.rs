@@ -70,6 +70,8 @@ pub(super) struct Bell {
     used: Cell<bool>,
     /// The own bell was rung by us and not heard yet.
     rung: Cell<bool>,
+    /// It is the parent's: this process was forked.
+    forsaken: Cell<bool>,
 }
 
 /// The own bell among the links' ids, which are never 0.
@@ -80,11 +82,16 @@ impl Bell {
         let failed = |errno: rustix::io::Errno| Error::system("make an epoll instance")(errno.into());
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
         epoll::add(&epoll, &endpoint.bell, epoll::EventData::new_u64(OWN), epoll::EventFlags::IN).map_err(failed)?;
-        Ok(Self { epoll, used: Cell::new(false), rung: Cell::new(false) })
+        Ok(Self { epoll, used: Cell::new(false), rung: Cell::new(false), forsaken: Cell::new(false) })
     }
 
     pub(super) fn is_used(&self) -> bool {
-        self.used.get()
+        self.used.get() && !self.forsaken.get()
+    }
+
+    /// From here on it neither rings nor hears.
+    pub(super) fn forsake(&self) {
+        self.forsaken.set(true);
     }
 
     /// The fd, readable at first, so that whoever waits on it looks once and is armed then.
@@ -97,7 +104,7 @@ impl Bell {
 
     /// Makes the fd readable, with a syscall only if we have not done so already.
     pub(super) fn ring(&self, endpoint: &Endpoint) {
-        if !self.rung.replace(true) {
+        if !self.forsaken.get() && !self.rung.replace(true) {
             endpoint.ring();
         }
     }

@@ -3,12 +3,11 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::conductor::{Answer, Conductor};
-use super::endpoint::{Endpoint, News, Side};
-use super::link::{MpscRing, Page, PeerEnd, SingleRing, SubscriberEnd, close_party, wake_sleepers};
+use super::endpoint::{Endpoint, FORKED, NO_NEWS, News, Side};
+use super::link::{MpscRing, Page, PeerEnd, SingleRing, SubscriberEnd, wake_sleepers};
 use super::sleeper::{Bell, Wait, how, sleep_on};
 use crate::channel::{ChannelName, ChannelSpec, Kind, Properties, Subscribe};
 use crate::control::message::{Event, Link};
@@ -18,7 +17,7 @@ use crate::ring::layout::PartyLine;
 use crate::ring::{Frame, ReadError, mpsc, single};
 use crate::wait::fences::{Fences, Light};
 use crate::wait::idle::{Idle, Idler, Step};
-use crate::wait::sleep::{How, Sleeper};
+use crate::wait::sleep::{How, Sleeper, value_of};
 
 /// What ended a [`poll`](Subscription::poll) or [`next`](Subscription::next).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +44,9 @@ pub enum PollError {
     /// The subscription cannot be used any more: the driver does not accept it, or on an `mpsc` channel a publisher has spoilt the ring.
     #[error("the subscription is closed")]
     Closed,
+    /// This process was forked from the one that made the subscription, which goes on using it.
+    #[error("the subscription belongs to the process this one was forked from; connect a client of its own here")]
+    Forked,
 }
 
 /// What ended a [`recv`](Subscription::recv).
@@ -182,6 +184,8 @@ pub struct Subscription {
     bell: Bell,
     fences: Fences,
     closed: bool,
+    /// See [`PollError::Forked`].
+    forked: bool,
     conductor: Arc<Conductor>,
 }
 
@@ -337,14 +341,14 @@ impl Subscription {
         };
         let fences = conductor.fences();
         // SAFETY: the page is kept in `self`.
-        unsafe { page.party().as_ref() }.asymmetric_fences.store(fences.to_word(), Ordering::Release);
+        unsafe { page.party().as_ref() }.begin(fences == Fences::AsymmetricCapable);
         let endpoint = Arc::new(Endpoint::new(*id, Side::Subscription, spec.clone(), ring, objects)?);
         let bell = Bell::new(&endpoint)?;
         conductor.announce(Arc::clone(&endpoint));
         Ok(Self {
             source,
             turn: 0,
-            seen: 0,
+            seen: NO_NEWS,
             empty: 0,
             ending: 0,
             pending: None,
@@ -357,6 +361,7 @@ impl Subscription {
             bell,
             fences,
             closed: false,
+            forked: false,
             conductor: Arc::clone(conductor),
         })
     }
@@ -394,6 +399,9 @@ impl Subscription {
 
     /// Bytes that were published and not read yet, as the publisher says. On an `mpsc` channel all images share them.
     pub fn lag(&self, image: u64) -> Option<u64> {
+        if self.endpoint.is_forked() {
+            return None;
+        }
         match &self.source {
             Source::Images(images) => self.find(images, image).map(|image| image.consumer.lag()),
             Source::Mpsc(source) => Some(source.consumer.lag()),
@@ -540,7 +548,9 @@ impl Subscription {
                     source.spoilt = true;
                     self.closed = true;
                     images.into_iter().for_each(|image| self.close_image(image));
-                    close_party(self.own());
+                    self.own().close();
+                    // Nobody is to be linked to it any more, and a successor may come.
+                    self.conductor.close(self.endpoint.id);
                 }
             }
         }
@@ -562,7 +572,11 @@ impl Subscription {
         if self.ending > 0 || self.empty.is_multiple_of(EVERY) {
             self.retire();
         }
-        if self.closed && self.ends().next().is_none() { Err(PollError::Closed) } else { Ok(()) }
+        match self.closed && self.ends().next().is_none() {
+            true if self.forked => Err(PollError::Forked),
+            true => Err(PollError::Closed),
+            false => Ok(()),
+        }
     }
 
     /// The next message, if there is one. Never waits.
@@ -601,13 +615,17 @@ impl Subscription {
     }
 
     fn recv_found(&mut self, deadline: Option<Instant>) -> Result<Found, RecvError> {
+        let mut waited = false;
         loop {
             if let Some(found) = self.take_next()? {
                 return Ok(found);
             }
-            if self.wait_for(deadline, false) == Ready::TimedOut {
+            // What looks like a message from afar may be none, and a hostile publisher can make it look so again and again.
+            let late = waited && deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            if late || self.wait_for(deadline, false) == Ready::TimedOut {
                 return Err(RecvError::TimedOut);
             }
+            waited = true;
         }
     }
 
@@ -700,7 +718,10 @@ impl Subscription {
             return;
         }
         // Before the queue is emptied: what comes later changes the word again.
-        self.seen = self.endpoint.attention().load(Ordering::Acquire);
+        self.seen = value_of(self.endpoint.attention());
+        if self.seen == FORKED {
+            return self.forsake();
+        }
         while let Some(news) = self.endpoint.take_news() {
             match news {
                 News::Publisher(end) => self.add_image(*end),
@@ -710,6 +731,16 @@ impl Subscription {
                 News::Subscriber(_) => {}
             }
         }
+    }
+
+    /// In a forked child: forgets all that is the parent's.
+    fn forsake(&mut self) {
+        self.forked = true;
+        self.closed = true;
+        self.source = Source::Images(Vec::new());
+        self.ending = 0;
+        self.events.clear();
+        self.bell.forsake();
     }
 
     fn report(&mut self, event: ImageEvent) {
@@ -722,6 +753,10 @@ impl Subscription {
     }
 
     fn add_image(&mut self, new: SubscriberEnd) {
+        if matches!(&self.source, Source::Mpsc(source) if source.spoilt) {
+            // It was on its way when the ring was given up.
+            return;
+        }
         let link = new.link;
         let end = ImageEnd::new(link, new.peer, self.fences);
         self.bell.add(&end.peer.doorbell, link.id);
@@ -737,6 +772,7 @@ impl Subscription {
             }
             (Source::Mpsc(source), _) => {
                 source.ids[usize::from(link.slot as u8)] = link.id;
+                source.consumer.producer_comes(link.slot as u8);
                 source.images.push(end);
             }
             (Source::Images(_), None) => {}
@@ -763,7 +799,8 @@ impl Subscription {
 
     /// Closes images that have ended and are read to their end.
     fn retire(&mut self) {
-        let closed: Vec<u64> = self.ends().filter(|end| !end.ended && end.peer.has_closed()).map(|end| end.link.id).collect();
+        let closed: Vec<u64> =
+            self.ends().filter(|end| !end.ended && end.peer.peer.line().has_closed()).map(|end| end.link.id).collect();
         closed.into_iter().for_each(|link| self.end_image(link));
         if self.ending == 0 {
             return;
@@ -830,6 +867,7 @@ impl Subscription {
     }
 
     fn wait_for(&mut self, deadline: Option<Instant>, events_count: bool) -> Ready {
+        self.catch_up();
         // What was taken is done with: nobody should wait for room that we do not need.
         if self.release_all().is_err() {
             // The next poll finds out the same and says so.
@@ -872,8 +910,8 @@ impl Subscription {
 
     /// The sleep protocol; see [`sleep`](crate::wait::sleep).
     fn sleep(&mut self, deadline: Option<Instant>, events_count: bool) {
-        let seen = self.endpoint.attention().load(Ordering::Acquire);
-        let sequences: Vec<u32> = self.ends().map(|end| end.peer.wake_sequence().load(Ordering::Acquire)).collect();
+        let seen = value_of(self.endpoint.attention());
+        let sequences: Vec<u32> = self.ends().map(|end| value_of(end.peer.wake_sequence())).collect();
         let how = how(&self.endpoint.spec, sequences.len());
         self.fall_asleep(how);
         if self.look(events_count).is_none() && self.seen == seen && self.ends().count() == sequences.len() {
@@ -895,6 +933,9 @@ impl Subscription {
 
     /// Publishes all positions: whoever waits for room should not wait for us to wake up.
     fn release_all(&mut self) -> Result<(), PollError> {
+        if self.forked {
+            return Ok(());
+        }
         // SAFETY: the page is kept in `self`.
         let own = unsafe { self.page.party().as_ref() };
         match &mut self.source {
@@ -953,9 +994,12 @@ impl AsFd for Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.catch_up();
+        if self.forked {
+            return;
+        }
         // SAFETY: the page is kept in `self`.
         let own = unsafe { self.page.party().as_ref() };
-        close_party(own);
+        own.close();
         // Whoever waits for room need not wait for the driver to tell him.
         Light::Full.pass();
         match &mut self.source {

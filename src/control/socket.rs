@@ -27,12 +27,14 @@ pub enum Address {
 impl Address {
     /// The default: `$RINGBUS_SOCKET`, else `$XDG_RUNTIME_DIR/ringbus/driver.sock`, else `/run/ringbus/driver.sock`.
     pub fn from_environment() -> Self {
-        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        if let Some(socket) = set("RINGBUS_SOCKET") {
-            return Self::from(PathBuf::from(socket));
-        }
-        let directory = set("XDG_RUNTIME_DIR").map_or_else(|| PathBuf::from("/run"), PathBuf::from);
-        Self::Path(directory.join("ringbus/driver.sock"))
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        Self::preset(set("RINGBUS_SOCKET"), set("XDG_RUNTIME_DIR"))
+    }
+
+    fn preset(socket: Option<PathBuf>, runtime: Option<PathBuf>) -> Self {
+        // One that is not absolute is to be ignored (XDG Base Directory Specification): driver and client may have different working directories.
+        let runtime = runtime.filter(|directory| directory.is_absolute()).unwrap_or_else(|| PathBuf::from("/run"));
+        socket.map_or_else(|| Self::Path(runtime.join("ringbus/driver.sock")), Self::from)
     }
 
     /// As the kernel wants it.
@@ -118,11 +120,12 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: Send
     Ok(())
 }
 
-/// Receives one packet; `None` at the end of the connection.
+/// Receives one packet; `None` at the end of the connection. One that is too long comes without its bytes, so that no message is found in it, but with
+/// its fds: to close them may take long, and the caller knows where it may.
 ///
 /// # Errors
 ///
-/// The kernel's, and [`io::ErrorKind::InvalidData`] for a packet that is too long.
+/// The kernel's.
 pub fn receive(socket: impl AsFd, flags: RecvFlags) -> io::Result<Option<Packet>> {
     // Room for as many as the kernel lets pass (SCM_MAX_FD): one left behind would be closed by the kernel, in our time.
     const MOST_FDS: usize = 253;
@@ -145,12 +148,26 @@ pub fn receive(socket: impl AsFd, flags: RecvFlags) -> io::Result<Option<Packet>
             fds.extend(received);
         }
     }
-    if received.flags.contains(ReturnFlags::TRUNC) {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
     if received.bytes == 0 && fds.is_empty() {
         return Ok(None);
     }
-    bytes.truncate(received.bytes);
+    let too_long = received.flags.contains(ReturnFlags::TRUNC);
+    bytes.truncate(if too_long { 0 } else { received.bytes });
     Ok(Some(Packet { bytes, fds, fds_lost: received.flags.contains(ReturnFlags::CTRUNC) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by the fuzzer: a relative `$XDG_RUNTIME_DIR` that begins with `@` was shown as an abstract address.
+    #[test]
+    fn a_relative_runtime_directory_is_ignored() {
+        let preset = |runtime: &str| Address::preset(None, Some(PathBuf::from(runtime)));
+        assert_eq!(preset("/run/user/1000"), Address::Path("/run/user/1000/ringbus/driver.sock".into()));
+        for relative in ["@name", "here", "./there"] {
+            assert_eq!(preset(relative), Address::Path("/run/ringbus/driver.sock".into()));
+        }
+        assert_eq!(Address::preset(Some("@name".into()), Some("/run".into())), Address::Abstract("name".to_owned()));
+    }
 }

@@ -1,14 +1,16 @@
 //! Mappings of shared objects: the control area once, the data of a ring twice, back to back.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::{Resource, getrlimit};
 
 use super::MemoryError;
+use super::fork::Birth;
 use crate::ring::layout::{Identity, LAYOUT_VERSION, MAGIC, ObjectKind};
 use crate::ring::region::Region;
 use core::sync::atomic::Ordering;
@@ -35,7 +37,8 @@ pub struct Residency {
 #[derive(Debug)]
 pub struct Mapping {
     /// Owns the whole address range, whatever has been mapped over it.
-    range: MmapRaw,
+    range: ManuallyDrop<MmapRaw>,
+    birth: Birth,
     /// Offset of the control area.
     control: usize,
     /// Offset of the data.
@@ -98,7 +101,10 @@ impl Mapping {
                 MemoryError::Lock { size: (control + capacity_bytes) as u64, limit, source: errno.into() }
             })?;
         }
-        let mapping = Self { range, control: start, data: start + control, capacity };
+        // Whoever is forked from us gets none of it: see `fork`.
+        range.advise(Advice::DontFork).map_err(map_error)?;
+        let birth = Birth::here().map_err(map_error)?;
+        let mapping = Self { range: ManuallyDrop::new(range), birth, control: start, data: start + control, capacity };
         mapping.check_identity(kind, capacity)?;
         Ok(mapping)
     }
@@ -138,6 +144,16 @@ impl Mapping {
     pub unsafe fn region(&self) -> Region {
         // SAFETY: the data is mapped twice from here; mappings are never at null.
         unsafe { Region::new(NonNull::new_unchecked(self.range.as_mut_ptr().add(self.data)), self.capacity) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // In a forked child something else may be at these addresses by now.
+        if self.birth.is_here() {
+            // SAFETY: not used again.
+            unsafe { ManuallyDrop::drop(&mut self.range) };
+        }
     }
 }
 

@@ -151,12 +151,21 @@ pub fn check(fd: impl AsFd, sharing: Sharing, size: u64) -> Result<(), MemoryErr
     check_size(fd, size)
 }
 
-/// Checks an object that is not sealed yet: one the driver has just made for us.
+/// Checks an object that is not sealed against writing yet, only against losing pages that are mapped: one the driver has just made for us.
 ///
 /// # Errors
 ///
 /// [`MemoryError::Refused`].
-pub fn check_size(fd: impl AsFd, size: u64) -> Result<(), MemoryError> {
+pub fn check_own(fd: impl AsFd, size: u64) -> Result<(), MemoryError> {
+    let fd = fd.as_fd();
+    let present = rustix::fs::fcntl_get_seals(fd).map_err(|_| MemoryError::Refused { what: "it is not a memfd" })?;
+    if !present.contains(SealFlags::SHRINK | SealFlags::GROW) {
+        return Err(MemoryError::Refused { what: "it is not sealed as it must be" });
+    }
+    check_size(fd, size)
+}
+
+fn check_size(fd: impl AsFd, size: u64) -> Result<(), MemoryError> {
     let stat = rustix::fs::fstat(fd).map_err(|_| MemoryError::Refused { what: "its size cannot be read" })?;
     if u64::try_from(stat.st_size) != Ok(size) {
         return Err(MemoryError::Refused { what: "its size is not what the driver said" });

@@ -1,8 +1,9 @@
 //! Shared memory objects: sealed memfds and their mappings.
 //!
 //! The driver [creates](memfd::create) an object and gives its fd to the owner, who maps it writable; then the driver [seals](memfd::seal) it and gives it to the peers,
-//! who [check](memfd::check) it before they map it. [`mapping`] is where the data of a ring gets mapped twice.
+//! who [check](memfd::check) it before they map it. [`fork`] keeps a child from using what is its parent's. [`mapping`] is where the data of a ring gets mapped twice.
 
+pub mod fork;
 pub mod mapping;
 pub mod memfd;
 

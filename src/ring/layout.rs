@@ -4,7 +4,7 @@
 //! Nothing read from here is trusted. Sizes in particular come from the driver's messages; [`Identity`] only serves to
 //! refuse a region that is not what it was said to be.
 
-use super::atomic::{AtomicU32, AtomicU64};
+use super::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// First word of every shared object.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"ringbus\0");
@@ -66,6 +66,27 @@ pub struct PartyLine {
     pub asymmetric_fences: AtomicU32,
     /// 1: this party has left in good order.
     pub closed: AtomicU32,
+}
+
+impl PartyLine {
+    /// Says that nothing follows.
+    pub fn close(&self) {
+        // Pairs with the Acquire in `has_closed`: all that was committed, or read, comes first.
+        self.closed.store(1, Ordering::Release);
+    }
+
+    /// Whether the party has left in good order. What it has committed is visible then.
+    pub fn has_closed(&self) -> bool {
+        // Pairs with the Release in `close`.
+        self.closed.load(Ordering::Acquire) == 1
+    }
+
+    /// A new party takes the line over, which may have been another's.
+    pub fn begin(&self, asymmetric_fences: bool) {
+        // Relaxed: peers look only when they are linked, which the driver told them; a system call comes between.
+        self.closed.store(0, Ordering::Relaxed);
+        self.asymmetric_fences.store(u32::from(asymmetric_fences), Ordering::Relaxed);
+    }
 }
 
 /// A ring's tail. Single producer: written by it, for lag only. Mpsc: the word all producers meet at.

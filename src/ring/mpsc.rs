@@ -11,10 +11,11 @@
 //! long it was. No timeout, no guess; why it is right is said there. The consumer does it because it alone reads, zeroes and moves on, so nothing races with it.
 
 use core::ptr::NonNull;
+use core::sync::atomic::compiler_fence;
 
-use super::atomic::{Ordering, fence};
+use super::atomic::Ordering;
 use super::frame::{self, Decoded, HEADER_LENGTH, frame_length};
-use super::layout::{ClaimLine, MpscControl};
+use super::layout::{ClaimLine, MAX_PRODUCERS, MpscControl};
 use super::region::Region;
 use super::{ClaimError, Frame, POSITION_STEPS, ReadError};
 
@@ -58,11 +59,8 @@ impl Producer {
     /// `control` and `region` stay mapped, writable, as long as the producer lives; nobody else uses the slot.
     pub unsafe fn new(control: NonNull<MpscControl>, region: Region, slot: u8) -> Self {
         let max_payload = max_payload(region.capacity());
-        let producer =
-            Self { region, control, slot, limit: 0, max_payload, claim: None, claim_length: 0, position: 0, withdrawn: false };
-        // The slot's former owner may have died with a record in it, which the consumer is done with.
-        producer.record().start.store(NO_CLAIM, Ordering::Release);
-        producer
+        // The slot's record says nothing: the consumer has seen to that (`take_finished`).
+        Self { region, control, slot, limit: 0, max_payload, claim: None, claim_length: 0, position: 0, withdrawn: false }
     }
 
     fn control(&self) -> &MpscControl {
@@ -133,8 +131,9 @@ impl Producer {
                 Ok(_) => {
                     // Release, as all stores of the start: whoever acquires it sees the headers of our earlier claims.
                     record.start.store(start | CONFIRMED, Ordering::Release);
-                    // And before the first payload byte, in the machine's own order, as a kill sees it.
-                    fence(Ordering::Release);
+                    // And before the first payload byte in the order of the program, which is all that a kill sees: the kernel's barriers come between it and
+                    // whoever learns of it. So it is the compiler that must not move anything, as a Release store does not keep what follows behind it.
+                    compiler_fence(Ordering::Release);
                     outcome = Ok(start);
                     break;
                 }
@@ -160,7 +159,8 @@ impl Producer {
         if length as u64 > self.max_payload {
             return Err(ClaimError::TooLong { max: self.max_payload });
         }
-        let position = self.control().consumer.position.load(Ordering::Acquire);
+        // Relaxed: the claim acquires.
+        let position = self.control().consumer.position.load(Ordering::Relaxed);
         let tail = self.control().tail.tail.load(Ordering::Relaxed);
         // The tail may be older than the position; then there is room for sure.
         let fits = tail < position || tail.wrapping_add(frame).wrapping_sub(position) <= self.region.capacity();
@@ -241,6 +241,8 @@ pub struct Consumer {
     /// Everything before it is zeroed and given back.
     published: u64,
     max_payload: u64,
+    /// Slots that have a producer. The others' records say nothing, whoever wrote them.
+    taken: [bool; MAX_PRODUCERS],
     /// Producers that have left or died, until all they claimed is behind us.
     gone: Vec<Gone>,
 }
@@ -263,7 +265,7 @@ impl Consumer {
     /// `control` and `region` stay mapped, writable, as long as the consumer lives; both were zero (the identity aside); there is no other consumer.
     pub unsafe fn new(control: NonNull<MpscControl>, region: Region) -> Self {
         let max_payload = max_payload(region.capacity());
-        Self { region, control, position: 0, published: 0, max_payload, gone: Vec::new() }
+        Self { region, control, position: 0, published: 0, max_payload, taken: [false; MAX_PRODUCERS], gone: Vec::new() }
     }
 
     fn control(&self) -> &MpscControl {
@@ -287,6 +289,11 @@ impl Consumer {
         self.control().tail.tail.load(Ordering::Acquire)
     }
 
+    /// Takes note that the slot will have a producer: to be called before it has.
+    pub fn producer_comes(&mut self, slot: u8) {
+        self.taken[usize::from(slot)] = true;
+    }
+
     /// Takes note that the producer in `slot` has closed or died: nothing of it follows, and what it left unfinished is repaired.
     pub fn producer_gone(&mut self, slot: u8) {
         // A tail beyond the ring's end is a lie; what an honest producer claimed lies before it.
@@ -298,12 +305,13 @@ impl Consumer {
     pub fn take_finished(&mut self) -> Option<u8> {
         let index = self.gone.iter().position(|gone| gone.end <= self.position)?;
         let slot = self.gone.swap_remove(index).slot;
+        self.taken[usize::from(slot)] = false;
         // An intent the dead never carried out must not look like one of the slot's next producer.
         let producer = &self.control().producers[usize::from(slot)];
-        producer.claim.start.store(NO_CLAIM, Ordering::Release);
+        // Relaxed: nobody but us reads it before the slot has its next producer, and the driver comes between.
+        producer.claim.start.store(NO_CLAIM, Ordering::Relaxed);
         // Nor what it said of itself.
-        producer.party.closed.store(0, Ordering::Relaxed);
-        producer.party.asymmetric_fences.store(0, Ordering::Release);
+        producer.party.begin(false);
         Some(slot)
     }
 
@@ -313,7 +321,8 @@ impl Consumer {
         if self.has_read_it_all() {
             return false;
         }
-        self.region.header(self.position).load(Ordering::Acquire) != 0
+        // Relaxed: it says "look", and `read` acquires.
+        self.region.header(self.position).load(Ordering::Relaxed) != 0
             || (!self.gone.is_empty() && !matches!(self.repair(), Ok(None)))
     }
 
@@ -380,7 +389,9 @@ impl Consumer {
         let position = self.position;
         let tail = self.tail();
         if tail <= position {
-            return Ok(None);
+            // A tail only grows, and it was behind what the dead have claimed: nobody would ever fill that.
+            let fallen = self.gone.iter().any(|gone| gone.end > position);
+            return if fallen { Err(self.corrupt("the tail has moved back")) } else { Ok(None) };
         }
         if tail - self.published > self.region.capacity() {
             return Err(self.corrupt("the tail is beyond the ring's end"));
@@ -392,10 +403,11 @@ impl Consumer {
                 let start = producer.claim.start.load(Ordering::Acquire);
                 (slot, start, producer.claim.length.load(Ordering::Relaxed))
             })
-            .filter(|&(_, start, _)| start != NO_CLAIM)
+            .filter(|&(slot, start, _)| start != NO_CLAIM && self.taken[usize::from(slot)])
             .collect();
         let is_gone = |slot: u8| self.gone.iter().any(|gone| gone.slot == slot);
-        if self.region.header(position).load(Ordering::Acquire) != 0 {
+        // Relaxed, here and below: the records are acquired before, and who finds a header here reads it again.
+        if self.region.header(position).load(Ordering::Relaxed) != 0 {
             return Ok(Some(0));
         }
         let here = |start: u64| start == position | INTENT || start == position | CONFIRMED;
@@ -411,7 +423,7 @@ impl Consumer {
                 let end = position.wrapping_add(length);
                 end == tail
                     || records.iter().any(|&(_, start, _)| start & !CONFIRMED == end)
-                    || (length.is_multiple_of(8) && self.region.header(end).load(Ordering::Acquire) != 0)
+                    || (length.is_multiple_of(8) && self.region.header(end).load(Ordering::Relaxed) != 0)
             });
         }
         match lengths.first() {

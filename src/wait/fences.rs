@@ -34,11 +34,6 @@ impl Fences {
         })
     }
 
-    /// As it stands in [`PartyLine::asymmetric_fences`](crate::ring::layout::PartyLine::asymmetric_fences).
-    pub fn to_word(self) -> u32 {
-        u32::from(self == Self::AsymmetricCapable)
-    }
-
     /// The sleeper's fence: between "my flag is up" and the last look.
     pub fn heavy(self) {
         // Pairs with `Light::pass` of a committing party that knows us to be symmetric, or is so itself.
@@ -82,13 +77,10 @@ impl Light {
     /// Passes the fence. Pairs with [`Fences::heavy`].
     #[inline(always)]
     pub fn pass(self) {
-        #[cfg(not(loom))]
         match self {
-            Self::Compiler => core::sync::atomic::compiler_fence(Ordering::SeqCst),
-            Self::Full => fence(Ordering::SeqCst),
+            // Loom knows no membarrier: to it, both sides are full fences, which is what the pair amounts to.
+            Self::Compiler if cfg!(not(loom)) => core::sync::atomic::compiler_fence(Ordering::SeqCst),
+            _ => fence(Ordering::SeqCst),
         }
-        // Loom knows no membarrier: both sides are full fences, which is what the pair amounts to.
-        #[cfg(loom)]
-        fence(Ordering::SeqCst);
     }
 }

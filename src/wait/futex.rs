@@ -1,6 +1,6 @@
 //! Sleeping on futex words: several at once, some of them in memory that this process may only read.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::AtomicU32;
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -50,10 +50,8 @@ pub(crate) fn available() -> bool {
     *AVAILABLE.get_or_init(|| futex::waitv(&[], WaitvFlags::empty(), None, ClockId::Monotonic) != Err(Errno::NOSYS))
 }
 
-/// Steps D and E of the sleep protocol: bumps the word and wakes all who sleep on it.
-pub(crate) fn bump_and_wake(word: &AtomicU32, private: bool) {
-    // The kernel orders this before its look at the queue: a sleeper is either queued by then or sees the new value.
-    word.fetch_add(1, Ordering::Release);
+/// Step E of the sleep protocol: wakes all who sleep on the word, after it was bumped.
+pub(crate) fn wake(word: &AtomicU32, private: bool) {
     let flags = if private { Flags::PRIVATE } else { Flags::empty() };
     // Fails only for a bad address.
     let _ = futex::wake(word, flags, i32::MAX as u32);

@@ -24,7 +24,7 @@
 use core::ptr::NonNull;
 
 use super::fences::Fences;
-use crate::ring::atomic::Ordering;
+use crate::ring::atomic::{AtomicU32, Ordering};
 use crate::ring::layout::PartyLine;
 
 /// How a party sleeps.
@@ -82,6 +82,42 @@ fn next_even(flag: u64) -> u64 {
     (flag | 0b11).wrapping_add(1)
 }
 
+/// Step 1: a peer's wake sequence, before the flag goes up.
+pub fn value_of(wake_sequence: &AtomicU32) -> u32 {
+    // Pairs with the Release in `bump`: who sees a bump sees what was committed before it.
+    wake_sequence.load(Ordering::Acquire)
+}
+
+/// Step D: the word is no longer what any sleeper has read before. To be followed by E, the futex wake-up.
+pub fn bump(word: &AtomicU32) {
+    // Release: see `value_of`. The kernel orders this before its look at the queue: a sleeper is either queued by then or sees the new value.
+    word.fetch_add(1, Ordering::Release);
+}
+
+/// Steps C to E for all peers, after the light fence: rings each doorbell that is slept on, and wakes all who sleep on the own wake sequence by
+/// one call of `futex_wake`.
+#[cold]
+pub fn wake_sleepers<'a, D: 'a>(
+    wake_sequence: &AtomicU32,
+    peers: impl Iterator<Item = (&'a mut Peer, &'a D)>,
+    ring: impl Fn(&D),
+    futex_wake: impl FnOnce(&AtomicU32),
+) {
+    let mut by_futex = false;
+    for (peer, doorbell) in peers {
+        if peer.needs_wake() {
+            match peer.remember() {
+                How::Futex => by_futex = true,
+                How::Doorbell => ring(doorbell),
+            }
+        }
+    }
+    if by_futex {
+        bump(wake_sequence);
+        futex_wake(wake_sequence);
+    }
+}
+
 /// The waker's side: a peer that may sleep.
 #[derive(Debug)]
 pub struct Peer {
@@ -124,7 +160,6 @@ impl Peer {
 
     /// Whether the peer said it can call `membarrier` and is reached by it.
     pub fn is_asymmetric_capable(&self) -> bool {
-        // Pairs with the Release store at the peer's start, long before it was linked.
-        self.line().asymmetric_fences.load(Ordering::Acquire) == 1
+        self.line().asymmetric_fences.load(Ordering::Relaxed) == 1
     }
 }
