@@ -1,7 +1,5 @@
 //! What a peer gets hold of, and what it can do with it: nothing but what it is for. Here clients speak the driver's protocol by hand, and not as they should.
 
-mod support;
-
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -12,11 +10,11 @@ use ringbus::control::message::{Event, Greeting, Request};
 use ringbus::control::socket::{self, Packet, new_socket};
 use ringbus::{Address, Client, Kind, Overflow, Publication, Subscription};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
-use support::{DriverProcess, KINDS, PATIENCE, Party, Random, Role, assert_works, connect, in_time, pair, play_driver, until};
+use testing::{DriverProcess, KINDS, PATIENCE, Party, Random, Role, assert_works, connect, in_time, pair, play_driver, until};
 
 const SMALLEST: u64 = 4096;
 
@@ -27,6 +25,8 @@ fn child() {
         "driver" => play_driver(role),
         "subscriber" => subscriber(role),
         "publisher" => publisher(role),
+        "couple" => couple(role),
+        "intruder" => intruder(role),
         other => panic!("there is no role {other}"),
     }
 }
@@ -70,7 +70,7 @@ fn assert_mapped(object: &str, permissions: &str, fds: usize) {
             assert_eq!(result, Err(Errno::ACCESS), "{mapping:x?}");
         }
     }
-    let open = support::fds_of(std::process::id()).into_iter().filter(|fd| fd.contains(object));
+    let open = testing::fds_of(std::process::id()).into_iter().filter(|fd| fd.contains(object));
     assert_eq!(open.count(), fds, "fds of a {object}");
 }
 
@@ -165,6 +165,126 @@ impl Raw {
     }
 }
 
+/// All ways to write to an object, cut it, or seal it that the kernel knows, through that fd and whatever can be opened from it: none works.
+#[track_caller]
+fn assert_cannot_write(fd: &OwnedFd) {
+    let path = |number: i32| format!("/proc/self/fd/{number}");
+    let open = |path: &str, flags: OFlags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
+    let before = rustix::fs::fstat(fd).expect("its size");
+    let length = before.st_size as usize;
+    assert_eq!(open(&path(fd.as_raw_fd()), OFlags::RDWR | OFlags::TRUNC).map(drop), Err(Errno::PERM), "O_TRUNC");
+    // A reader's mapping, and what one can open from it.
+    // SAFETY: a new mapping, which nothing here refers to.
+    let map = unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, fd, 0) };
+    let map = map.expect("it may be read");
+    let mapped = format!("/proc/self/map_files/{:x}-{:x}", map as usize, map as usize + length);
+    let again =
+        [open(&path(fd.as_raw_fd()), OFlags::RDWR), open(&path(fd.as_raw_fd()), OFlags::WRONLY), open(&mapped, OFlags::RDWR)];
+    for fd in std::iter::once(fd).chain(again.iter().filter_map(|again| again.as_ref().ok())) {
+        for writable in [ProtFlags::WRITE, ProtFlags::READ | ProtFlags::WRITE] {
+            // SAFETY: a new mapping, which the kernel is to refuse.
+            let map = unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, writable, MapFlags::SHARED, fd, 0) };
+            assert!(matches!(map, Err(Errno::PERM | Errno::ACCESS)), "{map:?}");
+        }
+        // SAFETY: a new mapping, which nothing here refers to.
+        let reader = unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, fd, 0) };
+        if let Ok(reader) = reader {
+            // SAFETY: the kernel is to refuse; it is nobody's but ours.
+            unsafe {
+                let write = MprotectFlags::READ | MprotectFlags::WRITE;
+                assert_eq!(rustix::mm::mprotect(reader, length, write), Err(Errno::ACCESS));
+                // Takes away pages, and so what is written there.
+                assert!(libc::madvise(reader, length, libc::MADV_REMOVE) != 0);
+                rustix::mm::munmap(reader, length).expect("it is ours");
+            }
+        }
+        let refused = |result: rustix::io::Result<usize>| assert!(matches!(result, Err(Errno::PERM | Errno::BADF)), "{result:?}");
+        refused(rustix::io::pwrite(fd, b"mine", 0));
+        refused(rustix::io::write(fd, b"mine"));
+        let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
+        rustix::io::write(&writer, b"mine").expect("it is empty");
+        refused(rustix::pipe::splice(&reader, None, fd, Some(&mut 0), 4, rustix::pipe::SpliceFlags::NONBLOCK));
+        let source = fs::File::open("/proc/self/exe").expect("it is there");
+        refused(rustix::fs::sendfile(fd, &source, None, 4));
+        let copied = rustix::fs::copy_file_range(&source, None, fd, None, 4);
+        assert!(copied.is_err(), "{copied:?}");
+        for size in [0, 1 << 30] {
+            let cut = rustix::fs::ftruncate(fd, size);
+            assert!(matches!(cut, Err(Errno::PERM | Errno::INVAL)), "{cut:?}");
+        }
+        let keep = FallocateFlags::KEEP_SIZE;
+        for how in [FallocateFlags::PUNCH_HOLE | keep, FallocateFlags::ZERO_RANGE | keep, FallocateFlags::COLLAPSE_RANGE] {
+            assert!(rustix::fs::fallocate(fd, how, 0, 4096).is_err(), "{how:?}");
+        }
+        for seal in [SealFlags::WRITE, SealFlags::FUTURE_WRITE | SealFlags::WRITE] {
+            assert!(rustix::fs::fcntl_add_seals(fd, seal).is_err());
+        }
+    }
+    // SAFETY: mapped above.
+    unsafe { rustix::mm::munmap(map, length).expect("it is ours") };
+    assert_eq!(rustix::fs::fstat(fd).expect("its size").st_blocks, before.st_blocks);
+}
+
+/// A publication and a subscription, which work, and work again when told so.
+fn couple(mut role: Role) {
+    let client = role.client();
+    let (mut publication, mut subscription) = pair(&client, "couple", Kind::Broadcast, Overflow::Block, SMALLEST);
+    loop {
+        assert_works(&mut publication, &mut subscription);
+        role.say("works");
+        role.hear();
+    }
+}
+
+/// Looks through the descriptors and mappings of another process, opens what it may of ringbus there, and tries to write it. Says how many those were.
+/// Arguments: process, 1 to be nobody while doing so.
+fn intruder(mut role: Role) {
+    let (pid, nobody): (u32, u32) = (role.argument(0), role.argument(1));
+    if nobody == 1 {
+        role.become_nobody(&[]);
+    }
+    let mut opened = 0;
+    for directory in ["fd", "map_files"] {
+        for entry in fs::read_dir(format!("/proc/{pid}/{directory}")).into_iter().flatten().flatten() {
+            let link = fs::read_link(entry.path()).unwrap_or_default();
+            // An mpsc ring is there to be written by all who may publish.
+            if !link.to_string_lossy().contains("memfd:ringbus-") {
+                continue;
+            }
+            for flags in [OFlags::RDONLY, OFlags::RDWR] {
+                if let Ok(fd) = rustix::fs::open(entry.path(), flags | OFlags::CLOEXEC, Mode::empty()) {
+                    assert_cannot_write(&fd);
+                    opened += 1;
+                }
+            }
+        }
+    }
+    role.say(opened);
+    role.hold();
+}
+
+/// Whoever has the same uid can open what its peers have. (Who may trace a process can write its memory, and root may: no seal is against that.)
+#[test]
+fn what_others_have_open_or_mapped_cannot_be_written_either() {
+    let driver = DriverProcess::launch();
+    let mut couple = Party::start("couple", &driver.address, &[]);
+    couple.expect("works");
+    for nobody in [0, 1] {
+        if nobody == 1 && testing::skip_unless_root() {
+            continue;
+        }
+        for pid in [couple.pid(), driver.party().pid()] {
+            let party = Party::start("intruder", &driver.address, &[&pid, &nobody]);
+            let opened: usize = party.hear_number();
+            assert_eq!(opened > 0, nobody == 0, "{opened} objects of process {pid} were opened");
+            party.finish();
+        }
+    }
+    couple.tell("again");
+    couple.expect("works");
+    couple.finish();
+}
+
 fn name(name: &str) -> ChannelName {
     name.parse().expect("a name")
 }
@@ -178,7 +298,7 @@ fn launch() -> (DriverProcess, Client, Publication, Subscription) {
 }
 
 #[test]
-fn a_subscriber_that_keeps_the_ring_s_fd_can_do_nothing_with_it_but_read() {
+fn who_keeps_the_fd_of_what_is_a_peer_s_can_do_nothing_with_it_but_read() {
     let (driver, _client, mut publication, mut subscription) = launch();
     let raw = Raw::greeted(&driver.address);
     raw.ask(&Request::AddSubscription { request: 1, name: name("victims"), properties: Properties::default() });
@@ -189,22 +309,20 @@ fn a_subscriber_that_keeps_the_ring_s_fd_can_do_nothing_with_it_but_read() {
     let (event, fds) = raw.event();
     let Event::SubscriberLink { .. } = event else { panic!("{event:?}") };
     let ring = fds.last().expect("the publication's ring");
-    let path = format!("/proc/self/fd/{}", ring.as_raw_fd());
-    let again = rustix::fs::open(path.as_str(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-    let length = rustix::fs::fstat(ring).expect("its size").st_size as usize;
-    for fd in [Some(ring), again.as_ref().ok()].into_iter().flatten() {
-        for writable in [ProtFlags::WRITE, ProtFlags::READ | ProtFlags::WRITE] {
-            // SAFETY: a new mapping, which the kernel is to refuse.
-            let map = unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, writable, MapFlags::SHARED, fd, 0) };
-            assert_eq!(map.map(drop), Err(Errno::PERM));
+    assert_cannot_write(ring);
+    assert_works(&mut publication, &mut subscription);
+    // The other way round: what a publisher gets of a subscription.
+    raw.ask(&Request::AddPublication { request: 2, name: name("victims"), properties: Properties::default() });
+    let (event, fds) = loop {
+        let (event, fds) = raw.event();
+        if let Event::PublicationAdded { id, .. } = event {
+            raw.ask(&Request::Ready { object: id });
+        } else if matches!(event, Event::PublisherLink { .. }) {
+            break (event, fds);
         }
-        assert_eq!(rustix::io::pwrite(fd, b"mine", 0), Err(Errno::PERM));
-        assert_eq!(rustix::fs::ftruncate(fd, 0), Err(Errno::PERM));
-        assert_eq!(rustix::fs::ftruncate(fd, 1 << 30), Err(Errno::PERM));
-        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        assert_eq!(rustix::fs::fallocate(fd, hole, 0, 4096), Err(Errno::PERM));
-        assert!(rustix::fs::fcntl_add_seals(fd, rustix::fs::SealFlags::WRITE).is_err());
-    }
+    };
+    assert!(matches!(event, Event::PublisherLink { .. }), "{event:?}");
+    assert_cannot_write(&fds[1]);
     assert_works(&mut publication, &mut subscription);
 }
 
@@ -257,7 +375,7 @@ fn who_talks_nonsense_is_let_go_and_the_driver_keeps_nothing_of_it() {
     // Nothing at all.
     drop(Raw::silent(&driver.address));
     for _ in 0..50 {
-        let noise: Vec<u8> = (0..random.below(300)).map(|_| random.next() as u8).collect();
+        let noise: Vec<u8> = (0..random.below(300)).map(|_| random.draw() as u8).collect();
         // Instead of a greeting, and after it.
         let raw = Raw::silent(&driver.address);
         raw.send(&noise, &[&reader, &writer]);

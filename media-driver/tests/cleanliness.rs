@@ -1,14 +1,12 @@
 //! Nothing is left behind: not in the system, not in the driver, not in those who stay, however the others went.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ringbus::{Client, ImageEvent, Kind, Overflow};
-use support::{DriverProcess, KINDS, PATIENCE, Party, Role, assert_works, connect, event, in_time, pair, play_driver, until};
+use testing::{DriverProcess, KINDS, PATIENCE, Party, Role, assert_works, connect, event, in_time, pair, play_driver, until};
 
 const SMALLEST: u64 = 4096;
 
@@ -120,7 +118,7 @@ fn holdings() -> (usize, usize, usize) {
     let maps = fs::read_to_string("/proc/self/maps").expect("it is mounted");
     let mappings = maps.lines().filter(|line| line.contains("memfd:ringbus")).count();
     let threads = fs::read_dir("/proc/self/task").expect("it is mounted").count();
-    (support::fds_of(std::process::id()).len(), mappings, threads)
+    (testing::fds_of(std::process::id()).len(), mappings, threads)
 }
 
 fn until_as_before(before: (usize, usize, usize)) {

@@ -1,13 +1,11 @@
 //! What is sent is what arrives: sizes, tags, claims, batches, polls, positions, and images that come and go.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use media_driver::EmbeddedDriver;
 use ringbus::channel::{Publish, Subscribe};
-use ringbus::{Action, Client, HugePages, ImageEvent, Kind, OfferError, Overflow, PollError, RecvError, Subscription};
-use support::{KINDS, PATIENCE, Random, assert_works, connect, event, in_time, pair, until};
+use ringbus::{Action, Client, HugePages, ImageEvent, Kind, OfferError, Overflow, PollError, Ready, RecvError, Subscription};
+use testing::{KINDS, PATIENCE, Random, assert_works, connect, event, in_time, pair, until};
 
 const SMALLEST: u64 = 4096;
 
@@ -425,7 +423,7 @@ fn a_lapped_subscription_learns_exactly_how_many_messages_it_lost() {
         for round in 0..500 {
             // From a few messages, which all fit, to several laps.
             for _ in 0..random.below(1 + round) {
-                support::fill(&mut buffer, 1, sent, 20 + random.below(2000));
+                testing::fill(&mut buffer, 1, sent, 20 + random.below(2000));
                 publication.offer(&buffer).expect("it never waits");
                 sent += 1;
             }
@@ -434,7 +432,7 @@ fn a_lapped_subscription_learns_exactly_how_many_messages_it_lost() {
                 match subscription.next() {
                     Ok(None) => break,
                     Ok(Some(message)) => {
-                        assert_eq!(support::check(message.payload()), (1, next));
+                        assert_eq!(testing::check(message.payload()), (1, next));
                         next += 1;
                     }
                     Err(PollError::Lost { image: of, messages }) => {
@@ -511,13 +509,33 @@ fn an_application_can_be_generic_over_what_carries_its_messages() {
 fn memory_may_be_prefaulted_locked_and_of_huge_pages_if_there_are_any() {
     let (_driver, client) = launch();
     for kind in KINDS {
+        let name = kind.to_string();
         let channel = || {
-            let channel = client.channel(kind.to_string().leak()).kind(kind).capacity(1 << 16);
+            let channel = client.channel(&name).kind(kind).capacity(1 << 16);
             channel.prefault(true).lock(true).huge_pages(HugePages::IfAvailable)
         };
         let mut publication = channel().publication().expect("a publication");
         let mut subscription = channel().subscription().expect("a subscription");
         connect(&mut publication, 1);
         assert_works(&mut publication, &mut subscription);
+    }
+}
+
+/// A poll that takes just as many messages as there are does not see that there are no more. Who then waits must not keep the last bit of room to himself.
+#[test]
+fn who_waits_gives_all_the_room_back() {
+    let (_driver, client) = launch();
+    for kind in KINDS {
+        let (mut publication, mut subscription) = pair(&client, kind.to_string().as_str(), kind, Overflow::Block, 4096);
+        let mut sent = 0;
+        while publication.offer(&[1; 100]).is_ok() {
+            sent += 1;
+        }
+        assert!(matches!(subscription.next_event(), Some(ImageEvent::Available(_))));
+        assert_eq!(subscription.poll(|_| (), sent), Ok(sent));
+        let all = vec![2; publication.max_payload()];
+        let publisher = std::thread::spawn(move || publication.offer_until(0, &all, in_time()).map(drop));
+        assert_eq!(subscription.wait(in_time()), Ready::Messages);
+        assert_eq!(publisher.join().expect("no panic"), Ok(()));
     }
 }

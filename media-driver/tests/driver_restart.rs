@@ -1,12 +1,10 @@
 //! The driver is killed, and comes back: data flows on without it, and with its successor everything is as before, the dead included.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use ringbus::client::DriverState;
 use ringbus::{Access, Client, Error, Grant, Idle, ImageEvent, Kind, OfferError, Overflow, Publication, Subscription};
-use support::{
+use testing::{
     DriverProcess, KINDS, Ledger, PATIENCE, Party, Random, Role, SOON, assert_works, connect, event, in_time, now, pair,
     play_driver, skip_unless_root, until,
 };
@@ -35,7 +33,7 @@ fn publisher(mut role: Role) {
     let (mut sequence, mut buffer) = (0, Vec::new());
     loop {
         let mut send = |wait: bool| {
-            support::fill(&mut buffer, number, sequence, 60);
+            testing::fill(&mut buffer, number, sequence, 60);
             let result = if wait { publication.offer_until(0, &buffer, in_time()) } else { publication.offer(&buffer) };
             sequence += u64::from(result.is_ok());
             result
@@ -43,7 +41,7 @@ fn publisher(mut role: Role) {
         match role.hear().as_str() {
             "fill" => {
                 while send(false).is_ok() {}
-                role.say(support::thread_id());
+                role.say(testing::thread_id());
                 let result = send(true);
                 role.say(result.map_or_else(|error| error.to_string(), |_| "sent".to_owned()));
             }
@@ -279,6 +277,39 @@ fn a_claim_whose_owner_dies_while_the_driver_is_away_is_repaired_when_the_new_on
 }
 
 #[test]
+fn who_was_stopped_for_long_while_drivers_changed_has_time_to_come_back() {
+    for kind in KINDS {
+        let mut driver = DriverProcess::launch();
+        let client = driver.connect();
+        let mut subscription = client.channel("sleeper").kind(kind).capacity(SMALLEST).subscription().expect("a subscription");
+        let mut publisher = Party::start("publisher", &driver.address, &[&"sleeper", &1, &1]);
+        publisher.expect("connected");
+        publisher.tell(1);
+        publisher.expect("sent");
+        let mut ledger = Ledger::default();
+        ledger.enter(subscription.recv_until(in_time()).expect("a message").payload());
+        assert!(matches!(event(&mut subscription), ImageEvent::Available(_)));
+        publisher.stop();
+        lose(&mut driver, &client);
+        find(&mut driver, &client);
+        // Longer than the driver waits for one who runs.
+        std::thread::sleep(Duration::from_secs(6));
+        // The driver's next look falls between the continuation and the return.
+        driver.party().stop();
+        publisher.go_on();
+        std::thread::sleep(Duration::from_millis(1200));
+        driver.party().go_on();
+        publisher.tell(5);
+        publisher.expect("sent");
+        for _ in 0..5 {
+            ledger.enter(subscription.recv_until(in_time()).expect("a message").payload());
+        }
+        until("the census", || census(&client) == (2, 2));
+        assert_eq!(subscription.next_event(), None, "it has not left");
+    }
+}
+
+#[test]
 fn both_ends_that_die_while_the_driver_is_away_leave_nothing_behind() {
     let mut driver = DriverProcess::launch();
     let client = driver.connect();
@@ -443,5 +474,28 @@ fn channels_of_other_users_survive_the_driver() {
         for subscription in &mut subscriptions {
             assert_eq!(subscription.recv_until(in_time()).expect("a message").payload(), b"from nobody");
         }
+    }
+}
+
+/// A subscription that closes says so in its own page, and wakes who waits for room: nobody needs the driver for that.
+#[test]
+fn who_waits_for_room_learns_of_a_close_without_a_driver() {
+    for kind in KINDS {
+        let mut driver = DriverProcess::launch();
+        let client = driver.connect();
+        let (mut publication, subscription) = pair(&client, "closing", kind, Overflow::Block, 4096);
+        while publication.offer(&[1; 100]).is_ok() {}
+        driver.kill();
+        let (sender, thread) = std::sync::mpsc::channel();
+        let publisher = std::thread::spawn(move || {
+            sender.send(testing::thread_id()).expect("the test listens");
+            publication.offer_until(0, &[2; 1000], in_time()).map(drop)
+        });
+        let thread = thread.recv().expect("its thread");
+        testing::wait_asleep(std::path::Path::new(&format!("/proc/self/task/{thread}")));
+        drop(subscription);
+        let began = Instant::now();
+        assert_eq!(publisher.join().expect("no panic"), Err(OfferError::NotConnected), "{kind}");
+        assert!(began.elapsed() < PATIENCE / 2, "{kind}: it learnt of it when its own time was up");
     }
 }

@@ -1,13 +1,11 @@
 //! `SIGKILL` of a publisher, of a subscriber, and of a producer in the middle of a claim: nothing committed is lost, and nobody waits for the dead.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use media_driver::EmbeddedDriver;
 use ringbus::{Client, Idle, ImageEvent, Kind, Message, OfferError, Overflow, Publication, Ready, Subscription};
 use rustix::event::epoll::EventFlags;
-use support::{
+use testing::{
     EventLoop, KINDS, Ledger, PATIENCE, Party, Random, Role, SOON, assert_works, connect, event, in_time, now, pair, until,
 };
 
@@ -70,7 +68,7 @@ fn sleeper(mut role: Role) {
     let client = role.client();
     let mut subscription = client.channel(&channel).kind(kind).idle(Idle::Parking).subscription().expect("a subscription");
     let events = by_epoll.then(|| EventLoop::around(&subscription, EventFlags::IN));
-    role.say(support::thread_id());
+    role.say(testing::thread_id());
     let payload = match events {
         None => subscription.recv_until(in_time()).expect("a message").payload().to_vec(),
         Some(events) => loop {
@@ -117,7 +115,7 @@ fn streamer(role: Role) {
     let number = role.argument(2);
     let mut buffer = Vec::new();
     for sequence in 0.. {
-        support::fill(&mut buffer, number, sequence, 60);
+        testing::fill(&mut buffer, number, sequence, 60);
         match publication.offer_until(0, &buffer, in_time()) {
             Ok(_) if sequence % 1000 == 999 => role.say(sequence + 1),
             Ok(_) => {}
@@ -218,7 +216,7 @@ fn blocked(mut role: Role) {
         sent += 1;
     }
     role.say(sent);
-    role.say(support::thread_id());
+    role.say(testing::thread_id());
     let result = match events {
         None => publication.offer_until(0, &[0; 100], in_time()),
         Some(events) => loop {
@@ -404,7 +402,7 @@ fn however_producers_are_killed_each_has_sent_a_beginning_and_the_others_go_on()
     // Until all are dead.
     while !(killer.is_finished() && closed == ROUNDS + 3) {
         assert!(Instant::now() < deadline, "stuck: {available} came, {closed} went, {ledger:?}");
-        support::fill(&mut buffer, 0, sent, 60);
+        testing::fill(&mut buffer, 0, sent, 60);
         if survivor.offer(&buffer).is_ok() {
             sent += 1;
         }

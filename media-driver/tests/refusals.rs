@@ -1,17 +1,17 @@
 //! What cannot be gets a clear error, and nothing else is lost: a pair on the same driver goes on beside each of these.
 
-mod support;
-
 use std::fs;
 use std::os::unix::net::UnixListener;
 
 use media_driver::{Config, DriverError, EmbeddedDriver};
 use ringbus::channel::InvalidChannel;
-use ringbus::control::message::{Greeting, PROTOCOL_VERSION, Refusal};
+use ringbus::control::message::{Event, Greeting, PROTOCOL_VERSION, Refusal, Request};
 use ringbus::control::socket::{self, new_socket};
-use ringbus::{Access, Address, Client, Error, Grant, HugePages, ImageEvent, Kind, Overflow, Publication, Subscription};
+use ringbus::{
+    Access, Address, ChannelSpec, Client, Error, Grant, HugePages, ImageEvent, Kind, Overflow, Publication, Subscription,
+};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
-use support::{
+use testing::{
     DriverProcess, KINDS, Party, Role, assert_works, connect, event, fds_of, in_time, limit, pair, play_driver, skip_unless_root,
     until,
 };
@@ -385,6 +385,29 @@ fn a_driver_of_another_version_is_told_from_ours() {
     let error = connect_to(&address).expect_err("it is another version");
     assert!(matches!(error, Error::ProtocolVersion { driver: 99, pid: 4242, .. }), "{error:?}");
     assert_says(&error, &["99", "4242", &PROTOCOL_VERSION.to_string(), &address.to_string()]);
+    thread.join().expect("no panic");
+}
+
+/// Found by the fuzzer: on an `mpsc` channel a publication has no ring of its own, so nobody looked at its capacity before it was computed with.
+#[test]
+fn a_channel_that_cannot_be_is_no_answer() {
+    let (address, thread) = impostor(|socket| {
+        let receive = || socket::receive(&socket, RecvFlags::empty()).expect("a packet");
+        receive().expect("a greeting");
+        socket::send(&socket, &Greeting::own().to_bytes(), &[], SendFlags::empty()).expect("it listens");
+        let request = receive().expect("a request").decode::<Request>().expect("a request");
+        let Request::AddPublication { request, name, properties } = request else { panic!("{request:?}") };
+        let mut spec = ChannelSpec::new(name, 0, &properties).expect("it can be");
+        spec.capacity = 0;
+        let answer = Event::PublicationAdded { request, id: 7, spec, page_size: SMALLEST };
+        socket::send(&socket, &socket::encode(&answer), &[], SendFlags::empty()).expect("it listens");
+        while receive().is_some() {}
+    });
+    let client = connect_to(&address).expect("it seems to be a driver");
+    let outcome = client.channel("a").kind(Kind::Mpsc).publication();
+    let error = outcome.map(|mut publication| publication.offer(&[0; 64])).expect_err("there can be no such channel");
+    assert!(matches!(error, Error::NotADriver { .. }), "{error:?}");
+    drop(client);
     thread.join().expect("no panic");
 }
 

@@ -2,14 +2,12 @@
 //!
 //! `RINGBUS_TEST_MESSAGES` is how many each publisher sends.
 
-mod support;
-
 use std::fmt::Display;
 use std::time::Duration;
 
 use media_driver::EmbeddedDriver;
 use ringbus::{Address, ChannelBuilder, Client, ImageEvent, Kind, Message, Overflow, PollError, Ready};
-use support::{KINDS, Ledger, PATIENCE, Party, Random, Role, connect, in_time, scaled};
+use testing::{KINDS, Ledger, PATIENCE, Party, Random, Role, connect, in_time, scaled};
 
 #[test]
 fn child() {
@@ -52,7 +50,7 @@ fn publisher(mut role: Role) {
     let (mut buffer, mut random) = (Vec::new(), Random::new(u64::from(number)));
     let mut sequence = 0;
     while sequence < count {
-        support::fill(&mut buffer, number, sequence, LONGEST);
+        testing::fill(&mut buffer, number, sequence, LONGEST);
         // All ways to send, in turn.
         match random.below(8) {
             0 => drop(publication.try_claim(buffer.len())),
@@ -66,7 +64,7 @@ fn publisher(mut role: Role) {
                 let mut batch = publication.batch();
                 while sequence < count && batch.offer(&buffer).is_ok() {
                     sequence += 1;
-                    support::fill(&mut buffer, number, sequence, LONGEST);
+                    testing::fill(&mut buffer, number, sequence, LONGEST);
                 }
             }
             _ => {
@@ -122,7 +120,7 @@ fn sluggard(mut role: Role) {
                 match subscription.next() {
                     Ok(Some(message)) => {
                         assert_eq!(
-                            support::check(message.payload()),
+                            testing::check(message.payload()),
                             (0, next),
                             "in order, and exactly what was lost is missing"
                         );

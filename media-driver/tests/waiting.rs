@@ -2,14 +2,12 @@
 //!
 //! `RINGBUS_TEST_WAIT` is for how many seconds they wait.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use media_driver::EmbeddedDriver;
 use ringbus::{Action, Idle, ImageEvent, Kind, OfferError, Overflow, RecvError, Subscription};
 use rustix::event::epoll::EventFlags;
-use support::{
+use testing::{
     DriverProcess, EventLoop, KINDS, PATIENCE, Party, Role, assert_works, connect, event, in_time, pair, play_driver, readable,
     scaled,
 };
@@ -73,7 +71,7 @@ fn subscriber(mut role: Role) {
     role.say("ready");
     // The publisher is there.
     assert!(matches!(event(&mut subscription), ImageEvent::Available(_)));
-    role.say(support::thread_id());
+    role.say(testing::thread_id());
     let cost = cost_of_waiting(|| {
         let deadline = Instant::now() + wait();
         if way == "epoll" {
@@ -102,7 +100,7 @@ fn publisher(mut role: Role) {
         role.hold();
     }
     while publication.offer(&[0; 100]).is_ok() {}
-    role.say(support::thread_id());
+    role.say(testing::thread_id());
     let cost = cost_of_waiting(|| {
         let deadline = Instant::now() + wait();
         if way == "epoll" {
@@ -272,7 +270,7 @@ fn the_fd_of_a_subscription_is_readable_exactly_when_there_is_something_to_look_
         assert!(matches!(event(&mut subscription), ImageEvent::Closed(_)));
         assert_eq!(look(&mut subscription), 0);
         // Once the driver's word has come, too, all is quiet.
-        support::until("silence", || look(&mut subscription) == 0 && !is_readable(&subscription));
+        testing::until("silence", || look(&mut subscription) == 0 && !is_readable(&subscription));
     }
 }
 
@@ -293,6 +291,6 @@ fn the_fd_of_a_publication_becomes_readable_when_there_is_room_again() {
         assert!(!is_readable(&publication));
         drop(subscription);
         assert!(readable(&publication, PATIENCE), "nobody is left to wait for");
-        support::until("the end", || publication.offer(&[0; 100]) == Err(OfferError::NotConnected));
+        testing::until("the end", || publication.offer(&[0; 100]) == Err(OfferError::NotConnected));
     }
 }

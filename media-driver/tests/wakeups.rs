@@ -2,14 +2,12 @@
 //!
 //! `RINGBUS_TEST_WAKEUPS` is how many of them there are in each test; without it, fewer on a machine that is busy otherwise.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use media_driver::EmbeddedDriver;
 use ringbus::{Client, Idle, Kind, OfferError, Publication, RecvError, Subscription};
 use rustix::event::epoll::EventFlags;
-use support::{EventLoop, PATIENCE, Party, Random, Role, connect, scaled};
+use testing::{EventLoop, PATIENCE, Party, Random, Role, connect, scaled};
 
 #[test]
 fn child() {
@@ -254,4 +252,66 @@ fn no_room_is_slept_through_in_an_event_loop() {
 #[test]
 fn no_room_is_slept_through_in_an_event_loop_without_membarrier() {
     play(SPACE, Kind::Broadcast, "edge", [false, false]);
+}
+
+/// Who commits may do without a fence only if all who may sleep can call `membarrier`. Which it is nobody can see but in the debug output; that a sleeper would be missed otherwise, `fences` shows.
+#[test]
+fn one_peer_without_membarrier_makes_all_commits_pass_a_fence() {
+    let driver = EmbeddedDriver::launch().expect("a driver");
+    let (with, without) = (driver.connect().expect("a client"), driver.client().membarrier(false).connect().expect("a client"));
+    if !with.has_asymmetric_fences() {
+        eprintln!("skipped: no membarrier here");
+        return;
+    }
+    let light = |publication: &Publication| {
+        let shown = format!("{publication:?}");
+        assert!(shown.contains("light: Full") != shown.contains("light: Compiler"), "{shown}");
+        shown.contains("light: Full")
+    };
+    let mut publication = with.publication("mixed").expect("a publication");
+    let first = with.subscription("mixed").expect("a subscription");
+    connect(&mut publication, 1);
+    assert!(!light(&publication), "both can");
+    let second = without.subscription("mixed").expect("a subscription");
+    connect(&mut publication, 2);
+    assert!(light(&publication), "one cannot");
+    drop(second);
+    connect(&mut publication, 1);
+    assert!(!light(&publication), "it is gone");
+    drop(first);
+
+    let mut publication = without.publication("other").expect("a publication");
+    let _subscription = with.subscription("other").expect("a subscription");
+    connect(&mut publication, 1);
+    assert!(light(&publication), "this side is not reached by it");
+}
+
+/// In an event loop, a poll that stops at its limit leaves the fd readable while there is more. (Who watches for edges polls until there is nothing, as always.)
+#[test]
+fn the_fd_stays_readable_while_there_is_more() {
+    let driver = EmbeddedDriver::launch().expect("a driver");
+    let client = driver.connect().expect("a client");
+    let mut publication = client.publication("more").expect("a publication");
+    let mut subscription = client.subscription("more").expect("a subscription");
+    connect(&mut publication, 1);
+    let events = EventLoop::around(&subscription, EventFlags::IN);
+    // Armed, and with nothing to be told.
+    while subscription.next_event().is_some() || subscription.poll(|_| (), 10).expect("no error") > 0 {}
+    while events.turn(Duration::ZERO) {
+        subscription.poll(|_| (), 10).expect("no error");
+    }
+    // A batch wakes when it is dropped, so what makes the fd readable here is the subscription itself, which happened to look before.
+    let mut batch = publication.batch();
+    for number in 0..10u8 {
+        batch.offer(&[number]).expect("it is sent");
+    }
+    let mut got = Vec::new();
+    while got.len() < 10 {
+        assert!(got.is_empty() || events.turn(PATIENCE), "more is there and nothing says so, after {got:?}");
+        let taken = subscription.poll(|message| got.push(message.payload()[0]), 3).expect("no error");
+        assert!(taken <= 3);
+    }
+    drop(batch);
+    assert_eq!(got, (0..10).collect::<Vec<u8>>());
+    subscription.poll(|_| panic!("no more"), 3).expect("no error");
 }

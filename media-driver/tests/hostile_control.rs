@@ -1,0 +1,708 @@
+//! Clients that say whatever they like, and vanish whenever they like: the driver keeps nothing of it, and a well-behaved client beside them notices nothing.
+//!
+//! They speak over raw sockets: requests that are cut, stretched, changed, repeated, out of order, about what is not theirs, with descriptors that nobody asked for.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use ringbus::channel::{ChannelName, ChannelSpec, Properties};
+use ringbus::control::message::{Entry, Event, Greeting, Link, MAX_MESSAGE, Request};
+use ringbus::control::process::Process;
+use ringbus::control::socket::{self, Packet, new_socket};
+use ringbus::{Address, Client, Error, Kind, Overflow};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags};
+use testing::{
+    DriverProcess, KINDS, PATIENCE, Party, Random, Role, assert_works, connect, in_time, limit, now, pair, play_driver, readable,
+    scaled, until,
+};
+
+const SMALLEST: u64 = 4096;
+/// The channel that the well-behaved neighbour opens and closes all the time.
+const PASSING: &str = "neighbour";
+/// Nothing that a well-behaved client asks for takes longer.
+const BOUND: Duration = Duration::from_secs(1);
+/// Enough descriptors for ten thousand clients.
+const MANY_FILES: u64 = 20_000;
+
+#[test]
+fn child() {
+    let Some(role) = Role::assigned() else { return };
+    match role.name.as_str() {
+        "driver" => play_driver(role),
+        "neighbour" => neighbour(role),
+        "echo" => echo(role),
+        "hostile" => hostile(role),
+        "crowd" => crowd(role),
+        "vanishing" => vanishing(role),
+        other => panic!("there is no role {other}"),
+    }
+}
+
+// ---- The well-behaved ----
+
+/// Sends back what it gets.
+fn echo(mut role: Role) {
+    let client = role.client();
+    let mut there = client.channel("there").kind(Kind::Spsc).capacity(SMALLEST).subscription().expect("a subscription");
+    let mut back = client.channel("back").kind(Kind::Spsc).capacity(SMALLEST).publication().expect("a publication");
+    role.say("ready");
+    while !readable(std::io::stdin(), Duration::ZERO) {
+        if let Ok(message) = there.recv_until(Some(Instant::now() + Duration::from_millis(100))) {
+            let number = message.payload().to_owned();
+            // Who asks subscribes to the answers, but we may not have been told yet.
+            connect(&mut back, 1);
+            back.offer_until(0, &number, in_time()).expect("room");
+        }
+    }
+    role.hear();
+}
+
+/// Sends numbers to and fro, and opens and closes publications and looks around in between, until told to stop. Says how many rounds it made, and how many
+/// microseconds the longest round and the longest talk with the driver took.
+fn neighbour(mut role: Role) {
+    let client = role.client();
+    let mut there = client.channel("there").kind(Kind::Spsc).capacity(SMALLEST).publication().expect("a publication");
+    let mut back = client.channel("back").kind(Kind::Spsc).capacity(SMALLEST).subscription().expect("a subscription");
+    connect(&mut there, 1);
+    role.say("ready");
+    let (mut rounds, mut longest, mut longest_talk) = (0u64, Duration::ZERO, Duration::ZERO);
+    while !readable(std::io::stdin(), Duration::from_millis(1)) {
+        let began = Instant::now();
+        there.offer_until(0, &rounds.to_le_bytes(), in_time()).expect("room");
+        assert_eq!(back.recv_until(in_time()).expect("the answer").payload(), rounds.to_le_bytes());
+        longest = longest.max(began.elapsed());
+        rounds += 1;
+        if rounds.is_multiple_of(20) {
+            let began = Instant::now();
+            let (mut publication, mut subscription) =
+                pair(&client, PASSING, KINDS[(rounds / 20 % 3) as usize], Overflow::Block, SMALLEST);
+            publication.offer(b"hello").expect("room");
+            assert_eq!(subscription.recv_until(in_time()).expect("a message").payload(), b"hello");
+            let ours = client.list().expect("an answer").iter().filter(|entry| entry.pid == std::process::id()).count();
+            assert_eq!(ours, 4);
+            longest_talk = longest_talk.max(began.elapsed());
+        }
+        assert!(longest < BOUND && longest_talk < BOUND, "{longest:?} {longest_talk:?}");
+    }
+    role.say(format!(
+        "{rounds} rounds, longest {} µs, longest talk with the driver {} µs",
+        longest.as_micros(),
+        longest_talk.as_micros()
+    ));
+    role.hear();
+}
+
+/// A driver with two well-behaved clients, and what it has before anybody hostile comes.
+struct Scene {
+    driver: DriverProcess,
+    parties: Vec<Party>,
+    client: Client,
+    before: Holdings,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Holdings {
+    fds: usize,
+    threads: usize,
+    entries: usize,
+}
+
+impl Scene {
+    fn set() -> Self {
+        let driver = DriverProcess::launch_with(0, MANY_FILES);
+        let parties = ["echo", "neighbour"].map(|role| Party::start(role, &driver.address, &[])).into();
+        let mut scene = Self { client: driver.connect(), driver, parties, before: Holdings { fds: 0, threads: 0, entries: 4 } };
+        scene.parties.iter().for_each(|party| party.expect("ready"));
+        scene.before = scene.holdings();
+        scene
+    }
+
+    /// Those of the neighbour that come and go left out.
+    fn holdings(&self) -> Holdings {
+        let pid = self.driver.party().pid();
+        let fds = self.driver.party().fds().into_iter().filter(|fd| !fd.contains("ringbus-")).count();
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("it is there").count();
+        let entries = self.client.list().expect("it answers");
+        Holdings { fds, threads, entries: entries.iter().filter(|entry| entry.spec.name.as_str() != PASSING).count() }
+    }
+
+    /// Resident memory of the driver, in KiB.
+    fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.driver.party().pid())).expect("it is there");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    /// All is as before, and the neighbours have noticed nothing.
+    fn end(mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // A doorbell of the neighbour's may be there at the moment.
+            let now = self.holdings();
+            if now == self.before {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{now:?}, not {:?}", self.before);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.driver.party().pid())).expect("it is there");
+        assert!(!maps.contains("memfd:"), "a driver maps nothing");
+        let mut neighbour = self.parties.pop().expect("it is there");
+        neighbour.tell("stop");
+        println!("neighbours: {}; driver: {:?}, {} KiB resident", neighbour.hear(), self.before, self.resident());
+        neighbour.finish();
+    }
+}
+
+// ---- The hostile ----
+
+/// A connection on which anything can be said.
+struct Raw(OwnedFd);
+
+impl Raw {
+    fn silent(address: &Address) -> Self {
+        let socket = new_socket(SocketFlags::empty()).expect("a socket");
+        rustix::net::connect(&socket, &address.to_socket_address().expect("an address")).expect("it listens");
+        Self(socket)
+    }
+
+    fn greeted(address: &Address) -> Self {
+        let raw = Self::silent(address);
+        raw.send(&Greeting::own().to_bytes(), &[]);
+        let answer = raw.receive().expect("an answer");
+        assert_eq!(Greeting::from_bytes(&answer.bytes).map(|greeting| greeting.version), Some(Greeting::own().version));
+        raw
+    }
+
+    /// Sends a packet with up to 253 descriptors. It may have hung up on us already.
+    fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds)));
+        let _ = rustix::net::sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
+    }
+
+    fn ask(&self, request: &Request) {
+        self.send(&socket::encode(request), &[]);
+    }
+
+    /// The next packet; nothing if the driver has hung up.
+    fn receive(&self) -> Option<Packet> {
+        assert!(readable(&self.0, PATIENCE), "the driver says nothing");
+        socket::receive(&self.0, RecvFlags::empty()).ok().flatten()
+    }
+
+    fn event(&self) -> (Event, Vec<OwnedFd>) {
+        let packet = self.receive().expect("the driver is there");
+        (packet.decode().expect("an event"), packet.fds)
+    }
+
+    /// Waits until all that was sent was read: the driver has answered the last question, or has hung up. Says whether it is still there.
+    fn settle(&self) -> bool {
+        self.ask(&Request::List { request: u32::MAX });
+        while let Some(packet) = self.receive() {
+            if packet.decode() == Some(Event::ListEnd { request: u32::MAX }) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+fn name(name: &str) -> ChannelName {
+    name.parse().expect("a name")
+}
+
+fn properties(kind: Kind) -> Properties {
+    Properties { kind: Some(kind), capacity: Some(SMALLEST), ..Properties::default() }
+}
+
+/// One of each kind of descriptor that can be had, the first ones memfds.
+fn all_kinds_of_descriptors(address: &Address) -> Vec<OwnedFd> {
+    let memfd = |size: u64, seals: SealFlags| {
+        let fd = rustix::fs::memfd_create("ringbus-ring", MemfdFlags::ALLOW_SEALING).expect("a memfd");
+        rustix::fs::ftruncate(&fd, size).expect("its size");
+        rustix::fs::fcntl_add_seals(&fd, seals).expect("its seals");
+        fd
+    };
+    let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
+    let (one, other) =
+        rustix::net::socketpair(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, SocketFlags::empty(), None)
+            .expect("a socket pair");
+    let open = |path: &str| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).expect("it is there");
+    vec![
+        memfd(0, SealFlags::empty()),
+        memfd(SMALLEST * 40, SealFlags::SHRINK | SealFlags::GROW),
+        memfd(SMALLEST, SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL),
+        memfd(SMALLEST, SealFlags::WRITE),
+        reader,
+        writer,
+        one,
+        other,
+        open("/"),
+        open("/dev/null"),
+        open("/proc/self/stat"),
+        rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).expect("an epoll instance"),
+        rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).expect("an eventfd"),
+        // The driver's own socket, from the other side.
+        Raw::silent(address).0,
+    ]
+}
+
+/// Says bad things.
+struct Badmouth {
+    random: Random,
+    fds: Vec<OwnedFd>,
+    /// Ids that others have, and that nobody has.
+    ids: Vec<u64>,
+    victims: Vec<ChannelSpec>,
+}
+
+impl Badmouth {
+    fn id(&mut self) -> u64 {
+        let index = self.random.below(self.ids.len() as u64 + 1) as usize;
+        self.ids.get(index).copied().unwrap_or_else(|| self.random.draw())
+    }
+
+    fn some_fds(&mut self, kinds: u64, most: u64) -> Vec<usize> {
+        (0..=self.random.below(most)).map(|_| self.random.below(kinds) as usize).collect()
+    }
+
+    /// A request as it should be formed, that makes no sense.
+    fn request(&mut self, own: u64) -> Request {
+        let spec = self.victims[self.random.below(self.victims.len() as u64) as usize].clone();
+        let (id, object, request) =
+            (self.id(), if self.random.below(2) == 0 { own } else { self.id() }, self.random.draw() as u32);
+        let bad = Properties {
+            kind: Some(KINDS[self.random.below(3) as usize]),
+            overflow: Some(Overflow::Lossy),
+            capacity: Some([0, 1, 5000, u64::MAX, SMALLEST * 2, 1 << 33][self.random.below(6) as usize]),
+            lock: Some(true),
+            ..Properties::default()
+        };
+        let name = if self.random.below(2) == 0 { spec.name.clone() } else { name("hostile/impossible") };
+        match self.random.below(12) {
+            0 => Request::AddPublication { request, name, properties: bad },
+            1 => Request::AddSubscription { request, name, properties: bad },
+            2 => Request::ResumePublication { id, spec },
+            3 => Request::ResumeSubscription { id, spec },
+            4 | 5 => {
+                let number = |random: &mut Random| [0, 1, 255, 4095, 4096, u32::MAX][random.below(6) as usize];
+                let (slot, line) = (number(&mut self.random), number(&mut self.random));
+                let peer = Process { pid: self.random.below(70_000) as u32, start_time: self.random.draw() };
+                let (publication, subscription) = if self.random.below(2) == 0 { (object, id) } else { (id, object) };
+                let link = Link { id: self.id(), publication, subscription, slot, line, page_size: self.id(), peer };
+                Request::ResumeLink { object, link }
+            }
+            6 => Request::Ready { object },
+            7 => Request::LinkReady { link: id },
+            8 => Request::LinkFailed { link: id, reason: "x".repeat(self.random.below(1000) as usize) },
+            9 => Request::LinkDone { link: id },
+            10 => Request::Close { object: id },
+            _ => Request::Goodbye,
+        }
+    }
+
+    /// Something that is no request, or comes with what does not belong to it: its bytes and its descriptors, by number.
+    fn malformed(&mut self, own: u64) -> (Vec<u8>, Vec<usize>) {
+        let mut bytes = socket::encode(&self.request(own));
+        let length = bytes.len() as u64;
+        let all = self.fds.len() as u64;
+        match self.random.below(8) {
+            0 => ((0..self.random.below(2000)).map(|_| self.random.draw() as u8).collect(), vec![]),
+            1 => (bytes[..self.random.below(length) as usize].to_owned(), vec![]),
+            2 => {
+                for _ in 0..=self.random.below(4) {
+                    bytes[self.random.below(length) as usize] = self.random.draw() as u8;
+                }
+                (bytes, vec![])
+            }
+            3 => {
+                bytes.extend((0..self.random.below(300)).map(|_| 0xA5));
+                (bytes, self.some_fds(all, 3))
+            }
+            4 => (vec![bytes[0]; MAX_MESSAGE + 1 + self.random.below(100_000) as usize], self.some_fds(all, 10)),
+            5 => (bytes, self.some_fds(all, 253)),
+            6 => (socket::encode(&Request::List { request: 1 }), self.some_fds(4, 253)),
+            _ => (Vec::new(), self.some_fds(all, 253)),
+        }
+    }
+
+    fn greeting(&mut self) -> Vec<u8> {
+        let good = Greeting::own().to_bytes();
+        match self.random.below(5) {
+            0 => good[..self.random.below(16) as usize].to_owned(),
+            1 => [&good[..], &[0; 3]].concat(),
+            2 => Greeting { version: self.random.draw() as u32, pid: 1 }.to_bytes().to_vec(),
+            3 => (0..self.random.below(40)).map(|_| self.random.draw() as u8).collect(),
+            _ => vec![b'r'; MAX_MESSAGE + 1],
+        }
+    }
+
+    fn send(&self, raw: &Raw, bytes: &[u8], fds: &[usize]) {
+        let fds: Vec<_> = fds.iter().map(|&index| self.fds[index].as_fd()).collect();
+        raw.send(bytes, &fds);
+    }
+}
+
+/// Sends so many bad packets, all of which the driver reads, over as many connections as it takes. Says how many those were. Arguments: how many, seed.
+fn hostile(mut role: Role) {
+    let (wanted, seed): (u64, u64) = (role.argument(0), role.argument(1));
+    let entries: Vec<Entry> = role.client().list().expect("an answer");
+    let mut bad = Badmouth {
+        random: Random::new(seed),
+        fds: all_kinds_of_descriptors(&role.address),
+        ids: entries.iter().map(|entry| entry.id).chain([0, 1, u64::MAX]).collect(),
+        // A name that its owner has given up for the moment is anybody's, and no attack.
+        victims: entries.into_iter().map(|entry| entry.spec).filter(|spec| spec.name.as_str() != PASSING).collect(),
+    };
+    let (mut sent, mut connections, mut hung_up) = (0u64, 0u64, 0u64);
+    while sent < wanted {
+        connections += 1;
+        if bad.random.below(8) == 0 {
+            let raw = Raw::silent(&role.address);
+            let greeting = bad.greeting();
+            let fds = if bad.random.below(2) == 0 { bad.some_fds(bad.fds.len() as u64, 253) } else { vec![] };
+            bad.send(&raw, &greeting, &fds);
+            sent += 1;
+            while raw.receive().is_some() {}
+            hung_up += 1;
+            continue;
+        }
+        let raw = Raw::greeted(&role.address);
+        // Something of its own, to make links with, or not quite ready, or twice.
+        let mut own = 0;
+        if bad.random.below(2) == 0 {
+            let (kind, name) = (KINDS[bad.random.below(3) as usize], name(&format!("hostile/{}", bad.random.below(2))));
+            let (request, properties) = (7, Properties { kind: Some(kind), ..properties(kind) });
+            raw.ask(&match bad.random.below(2) {
+                0 => Request::AddPublication { request, name, properties },
+                _ => Request::AddSubscription { request, name, properties },
+            });
+            if let (Event::PublicationAdded { id, .. } | Event::SubscriptionAdded { id, .. }, _) = raw.event() {
+                own = id;
+            }
+        }
+        for _ in 0..bad.random.below(40) {
+            let request = socket::encode(&bad.request(own));
+            for _ in 0..=bad.random.below(2) {
+                raw.send(&request, &[]);
+                sent += 1;
+            }
+        }
+        // All of these are understood, and refused.
+        assert!(raw.settle(), "nonsense is no reason to hang up");
+        let (bytes, fds) = bad.malformed(own);
+        bad.send(&raw, &bytes, &fds);
+        sent += 1;
+        hung_up += u64::from(!raw.settle());
+    }
+    role.say(sent);
+    role.say(format!("{connections} connections, {hung_up} hung up by the driver"));
+    role.hold();
+}
+
+#[test]
+fn bad_packets_leave_nothing_behind() {
+    let (scene, seed, packets) = (Scene::set(), scaled("RINGBUS_TEST_SEED", now()), scaled("RINGBUS_TEST_PACKETS", 40_000));
+    println!("seed {seed}");
+    let attack = |packets: u64, seed: u64| {
+        let party = |seed: u64| Party::start("hostile", &scene.driver.address, &[&(packets / 2), &seed]);
+        let parties = [party(seed), party(seed + 1)];
+        let mut sent = 0;
+        for party in parties {
+            sent += party.hear_within(60 * PATIENCE).parse::<u64>().expect("a number");
+            println!("hostile: {}", party.hear());
+            party.finish();
+        }
+        sent
+    };
+    // What the allocator keeps for itself is there after the first of them.
+    let mut sent = attack(packets / 10, seed + 2);
+    let resident = scene.resident();
+    sent += attack(packets, seed);
+    let grown = scene.resident().saturating_sub(resident);
+    println!("{sent} bad packets; the driver has grown by {grown} KiB since the first {}", packets / 10);
+    assert!(sent >= packets && grown < 4096);
+    scene.end();
+}
+
+/// Failing requests of clients that mean well, over the API.
+#[test]
+fn requests_that_fail_leave_nothing_in_driver_or_client() {
+    let scene = Scene::set();
+    let requests = scaled("RINGBUS_TEST_PACKETS", 40_000) / 10;
+    let client = scene.driver.connect();
+    let own = || testing::fds_of(std::process::id()).len();
+    let _there = client.channel("taken").kind(Kind::Spsc).publication().expect("a publication");
+    let (before, entries) = (own(), client.list().expect("an answer").len());
+    for number in 0..requests {
+        let error = match number % 4 {
+            0 => client.publication("taken").map(drop),
+            1 => client.channel("taken").kind(Kind::Mpsc).subscription().map(drop),
+            2 => client.channel("new").capacity(5000).publication().map(drop),
+            _ => client.channel("new").kind(Kind::Mpsc).overflow(Overflow::Lossy).subscription().map(drop),
+        };
+        assert!(matches!(error, Err(Error::Refused(_))), "{error:?}");
+    }
+    // Other tests of this program run beside this one.
+    until("the client is as before", || own() <= before + 64);
+    println!("{requests} failing requests");
+    until("the driver is as before", || client.list().is_ok_and(|now| now.len() <= entries + 2));
+    drop((_there, client));
+    scene.end();
+}
+
+// ---- Crowds ----
+
+/// Connects so often, in turn and then at once, and keeps silent. Arguments: how often.
+fn crowd(mut role: Role) {
+    limit(libc::RLIMIT_NOFILE, MANY_FILES);
+    let count: u64 = role.argument(0);
+    for number in 0..count {
+        if number % 2 == 0 { drop(Raw::silent(&role.address)) } else { drop(Raw::greeted(&role.address)) }
+    }
+    role.say("in turn");
+    let crowd: Vec<Raw> = (0..count).map(|_| Raw::silent(&role.address)).collect();
+    role.say("at once");
+    role.hear();
+    drop(crowd);
+    role.hold();
+}
+
+#[test]
+fn ten_thousand_connections_in_turn_and_at_once() {
+    let scene = Scene::set();
+    let count = scaled("RINGBUS_TEST_CONNECTIONS", 2000);
+    let mut crowd = Party::start("crowd", &scene.driver.address, &[&count]);
+    assert_eq!(crowd.hear_within(4 * PATIENCE), "in turn");
+    assert_eq!(crowd.hear_within(4 * PATIENCE), "at once");
+    until("they are all there", || scene.holdings().fds as u64 >= count);
+    println!("{count} connections in turn, {count} at once");
+    crowd.tell("go");
+    crowd.finish();
+    scene.end();
+}
+
+/// Asks and asks and never reads an answer; and lets somebody else make the driver say things that it never reads.
+#[test]
+fn who_never_reads_is_let_go() {
+    let scene = Scene::set();
+    for _ in 0..3 {
+        let raw = Raw::greeted(&scene.driver.address);
+        let question = socket::encode(&Request::List { request: 1 });
+        until("the end", || {
+            while let Ok(()) = socket::send(&raw.0, &question, &[], SendFlags::DONTWAIT) {}
+            let again = socket::send(&raw.0, &question, &[], SendFlags::DONTWAIT);
+            again.is_err_and(|error| error.kind() != std::io::ErrorKind::WouldBlock)
+        });
+    }
+    let raw = Raw::greeted(&scene.driver.address);
+    raw.ask(&Request::AddSubscription { request: 1, name: name("deaf"), properties: properties(Kind::Broadcast) });
+    let (Event::SubscriptionAdded { id, .. }, _fds) = raw.event() else { panic!("an answer") };
+    raw.ask(&Request::Ready { object: id });
+    // Each publication is an event for it, with two descriptors.
+    let client = scene.driver.connect();
+    until("the end", || {
+        drop((0..100).map(|_| client.channel("deaf").publication().expect("a publication")).collect::<Vec<_>>());
+        client.list().expect("an answer").iter().all(|entry| entry.id != id)
+    });
+    drop((raw, client));
+    scene.end();
+}
+
+// ---- Those who vanish ----
+
+const STEPS: u64 = 9;
+
+/// Goes through the handshakes up to a step, says so, and goes no further. Arguments: step, kind.
+fn vanishing(mut role: Role) {
+    let (step, kind): (u64, Kind) = (role.argument(0), role.argument(1));
+    let raw = Raw::silent(&role.address);
+    let mut kept = Vec::new();
+    let mut object = 0;
+    for step in 0..=step {
+        match step {
+            0 => {}
+            1 => raw.send(&Greeting::own().to_bytes(), &[]),
+            2 => drop(raw.receive().expect("a greeting")),
+            3 => raw.ask(&Request::AddSubscription { request: 1, name: name("vanishing"), properties: properties(kind) }),
+            4 => {
+                let (Event::SubscriptionAdded { id, .. }, fds) = raw.event() else { panic!("an answer") };
+                object = id;
+                kept.push(fds);
+            }
+            5 => raw.ask(&Request::Ready { object }),
+            6 => {
+                let (Event::SubscriberLink { link }, fds) = raw.event() else { panic!("a link") };
+                kept.push(fds);
+                object = link.id;
+            }
+            7 => raw.ask(&Request::LinkReady { link: object }),
+            8 => raw.ask(&Request::LinkDone { link: object }),
+            _ => raw.ask(&Request::Goodbye),
+        }
+    }
+    role.say("there");
+    role.hold();
+}
+
+#[test]
+fn who_vanishes_in_the_middle_of_a_handshake_leaves_nothing() {
+    let scene = Scene::set();
+    for kind in KINDS {
+        let mut publication =
+            scene.client.channel("vanishing").kind(kind).capacity(SMALLEST).publication().expect("a publication");
+        for step in 0..=STEPS {
+            let mut party = Party::start("vanishing", &scene.driver.address, &[&step, &kind]);
+            party.expect("there");
+            party.kill();
+            until("it is gone", || scene.client.list().is_ok_and(|list| list.iter().all(|entry| entry.pid != party.pid())));
+            let mut subscription = scene.client.subscription("vanishing").expect("its place is free");
+            connect(&mut publication, 1);
+            assert_works(&mut publication, &mut subscription);
+            drop(subscription);
+            connect(&mut publication, 0);
+        }
+        drop(publication);
+        until("the channel is gone", || {
+            scene.client.list().is_ok_and(|list| list.iter().all(|entry| entry.spec.name.as_str() != "vanishing"))
+        });
+    }
+    scene.end();
+}
+
+// ---- What was wrong once ----
+
+/// A socket whose last close waits for a peer that does not read, and that peer.
+fn lingering() -> (OwnedFd, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let stream = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection");
+    let (peer, _) = listener.accept().expect("a connection");
+    stream.set_nonblocking(true).expect("a flag");
+    while std::io::Write::write(&mut &stream, &[0; 65536]).is_ok() {}
+    stream.set_nonblocking(false).expect("a flag");
+    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::from_secs(15))).expect("an option");
+    (stream.into(), peer)
+}
+
+#[test]
+fn descriptors_that_are_slow_to_close_do_not_hold_the_driver_up() {
+    let scene = Scene::set();
+    let question = socket::encode(&Request::List { request: 1 });
+    let too_long = vec![0; MAX_MESSAGE + 1];
+    let greeting = Greeting::own().to_bytes();
+    let cases: [(bool, &[u8]); 6] = [
+        (false, b"nonsense"),
+        (false, &too_long),
+        (false, &greeting),
+        (true, b"\xFFnonsense"),
+        (true, &question),
+        (true, &too_long),
+    ];
+    for (greeted, bytes) in cases {
+        let raw = if greeted { Raw::greeted(&scene.driver.address) } else { Raw::silent(&scene.driver.address) };
+        let (socket, peer) = lingering();
+        // So that its close is the last one.
+        scene.driver.party().stop();
+        raw.send(bytes, &[socket.as_fd()]);
+        drop(socket);
+        let began = Instant::now();
+        scene.driver.party().go_on();
+        while raw.receive().is_some() {}
+        scene.client.list().expect("an answer");
+        assert!(began.elapsed() < BOUND, "{greeted} {:?}: {:?}", &bytes[..8], began.elapsed());
+        drop(peer);
+    }
+    scene.end();
+}
+
+/// A link that somebody makes up, between something of his own and something of others, must not free what those hold.
+#[test]
+fn links_that_are_made_up_take_nothing_from_others() {
+    let scene = Scene::set();
+    let client = scene.driver.connect();
+    let mut subscription = client.channel("victim").kind(Kind::Mpsc).capacity(SMALLEST).subscription().expect("a subscription");
+    let mut first = client.publication("victim").expect("a publication");
+    connect(&mut first, 1);
+    let ring = client.channel("ring").capacity(SMALLEST).publication().expect("a publication");
+    let raw = Raw::greeted(&scene.driver.address);
+    raw.ask(&Request::AddPublication { request: 1, name: name("hostile"), properties: properties(Kind::Mpsc) });
+    let (Event::PublicationAdded { id: publication, .. }, _) = raw.event() else { panic!("an answer") };
+    raw.ask(&Request::AddSubscription { request: 1, name: name("hostile/2"), properties: properties(Kind::Broadcast) });
+    let (Event::SubscriptionAdded { id: own, .. }, _fds) = raw.event() else { panic!("an answer") };
+    let peer = Process::of(std::process::id()).expect("this one");
+    let made_up = |id, publication, subscription, number| Link {
+        id,
+        publication,
+        subscription,
+        slot: number,
+        line: number,
+        page_size: 4096,
+        peer,
+    };
+    for round in 0..3u64 {
+        for number in 0..256 {
+            let link = made_up(1000 + round * 1000 + u64::from(number), publication, subscription.id(), number);
+            raw.ask(&Request::ResumeLink { object: publication, link });
+            raw.ask(&Request::LinkFailed { link: link.id, reason: "because".to_owned() });
+            let link = made_up(1_000_000 + round * 1000 + u64::from(number), ring.id(), own, number);
+            raw.ask(&Request::ResumeLink { object: own, link });
+            raw.ask(&Request::LinkDone { link: link.id });
+        }
+        assert!(raw.settle());
+    }
+    let links: u32 = client.list().expect("an answer").iter().map(|entry| entry.links).sum();
+    // The neighbours' two, seen from both sides, what they are just doing, and ours.
+    assert!(links <= 2 * 2 + 2 + 2, "{links} links");
+    // Those that are not ended by anybody expire; what they name must not be free then.
+    for number in 0..256 {
+        let link = made_up(5_000_000 + u64::from(number), publication, subscription.id(), number);
+        raw.ask(&Request::ResumeLink { object: publication, link });
+    }
+    assert!(raw.settle());
+    let all = || client.list().expect("an answer");
+    until("they have expired", || all().iter().find(|entry| entry.id == publication).is_some_and(|entry| entry.links == 0));
+    // All other places are taken: nobody may be given the first one's.
+    let mut others: Vec<_> = (0..255).map(|_| client.publication("victim").expect("a publication")).collect();
+    others.iter_mut().for_each(|other| connect(other, 1));
+    let mut late = client.publication("victim").expect("a publication");
+    assert_eq!(late.wait_connected(Some(Instant::now() + Duration::from_millis(100))), Ok(false), "no place is free");
+    for (sender, publication) in others.iter_mut().chain([&mut first]).enumerate() {
+        publication.offer_until(sender as u16, b"mine", in_time()).expect("room");
+        let message = subscription.recv_until(in_time()).expect("a message");
+        assert_eq!(message.tag(), sender as u16);
+    }
+    let images: BTreeSet<u64> = subscription.images().iter().map(|image| image.id).collect();
+    assert_eq!(images.len(), 256);
+    drop((raw, first, others, late, subscription, ring, client));
+    scene.end();
+}
+
+/// Links that are told of without end must end somewhere.
+#[test]
+fn the_links_that_one_can_make_up_are_limited() {
+    let scene = Scene::set();
+    let raw = Raw::greeted(&scene.driver.address);
+    raw.ask(&Request::AddPublication { request: 1, name: name("hostile"), properties: properties(Kind::Mpsc) });
+    let (Event::PublicationAdded { id: publication, .. }, _) = raw.event() else { panic!("an answer") };
+    let peer = Process::of(std::process::id()).expect("this one");
+    for round in 0..20u64 {
+        for number in 0..500 {
+            let id = round * 1000 + number + 1;
+            let link = Link { id, publication, subscription: 1, slot: 0, line: 0, page_size: 4096, peer };
+            raw.ask(&Request::ResumeLink { object: publication, link });
+        }
+        assert!(raw.settle());
+    }
+    let most = scene.client.list().expect("an answer").iter().map(|entry| entry.links).max();
+    assert!(most.is_some_and(|most| most <= 4096), "{most:?} links");
+    drop(raw);
+    scene.end();
+}
