@@ -8,7 +8,7 @@ use loom::thread::Thread;
 use ringbus::ring::atomic::{AtomicU32, Ordering};
 use ringbus::ring::layout::PartyLine;
 use ringbus::wait::fences::{Fences, Light};
-use ringbus::wait::sleep::{How, Peer, Sleeper};
+use ringbus::wait::sleep::{self, How, Peer, Sleeper};
 
 /// The kernel's queue of sleepers.
 ///
@@ -59,14 +59,14 @@ impl Futex {
         }
     }
 
-    /// Steps D and E, as `ringbus::wait::futex` does them.
+    /// Steps D and E, without C: somebody who always wakes.
     pub fn bump_and_wake(&self, word: &AtomicU32) {
-        word.fetch_add(1, Ordering::Release);
+        sleep::bump(word);
         self.wake(word);
     }
 }
 
-/// Steps 1 to 6: sleeps on the wake sequences unless the last look finds something.
+/// Steps 1 to 6: sleeps on the peers' wake sequences unless the last look finds something.
 pub fn sleep_unless(
     futex: &Futex,
     sleeper: &mut Sleeper,
@@ -74,7 +74,7 @@ pub fn sleep_unless(
     sequences: &[&AtomicU32],
     last_look: impl FnOnce() -> bool,
 ) {
-    let seen: Vec<_> = sequences.iter().map(|&word| (word, word.load(Ordering::Acquire))).collect();
+    let seen: Vec<_> = sequences.iter().map(|&word| (word, sleep::value_of(word))).collect();
     sleeper.fall_asleep(line, How::Futex, Fences::Symmetric);
     if !last_look() {
         futex.wait(&seen);
@@ -85,14 +85,5 @@ pub fn sleep_unless(
 /// Steps B to E, after the commit: wakes those peers that sleep and have not been woken for it, all by one bump.
 pub fn wake(futex: &Futex, peers: &mut [Peer], sequence: &AtomicU32) {
     Light::Full.pass();
-    let mut any = false;
-    for peer in peers {
-        if peer.needs_wake() {
-            peer.remember();
-            any = true;
-        }
-    }
-    if any {
-        futex.bump_and_wake(sequence);
-    }
+    sleep::wake_sleepers(sequence, peers.iter_mut().map(|peer| (peer, &())), |()| {}, |word| futex.wake(word));
 }

@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use ringbus::ring::layout::{ImageLine, MpscControl, SingleControl, SubscriptionPage};
+use ringbus::ring::layout::{ImageLine, MAX_PRODUCERS, MpscControl, SingleControl, SubscriptionPage};
 use ringbus::ring::region::Region;
 use ringbus::ring::single::Overwrite;
 use ringbus::ring::{mpsc, single};
@@ -132,10 +132,11 @@ impl MpscMemory {
         Mapped { end, memory: self.clone() }
     }
 
-    /// The one consumer.
+    /// The one consumer. It expects a producer in every slot.
     pub fn consumer(self: &Arc<Self>) -> Mapped<mpsc::Consumer, Self> {
         // SAFETY: the memory lives as long as `Mapped`, and each model makes one consumer.
-        let end = unsafe { mpsc::Consumer::new(NonNull::from(&self.control), self.region.clone()) };
+        let mut end = unsafe { mpsc::Consumer::new(NonNull::from(&self.control), self.region.clone()) };
+        (0..MAX_PRODUCERS as u8).for_each(|slot| end.producer_comes(slot));
         Mapped { end, memory: self.clone() }
     }
 

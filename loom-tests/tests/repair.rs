@@ -369,3 +369,27 @@ fn two_die_each_in_its_own_time() {
         assert_eq!(sink.got, [vec![], vec![], vec![21]]);
     });
 }
+
+/// A claim that fails clears its record once more. Who sees that must see the header of the claim before it: somebody is gone, so the consumer goes by the records. Bound: 3 preemptions.
+#[test]
+fn a_claim_that_fails_hides_no_header() {
+    explore(3, || {
+        let memory = MpscMemory::new(64);
+        let mut consumer = memory.consumer();
+        consumer.producer_gone(0);
+        let alive = thread::spawn({
+            let mut producer = memory.producer(1);
+            move || {
+                assert!(producer.offer(0, &payload(1, 8)).is_ok());
+                assert!(producer.claim(48).is_err());
+            }
+        });
+        let mut got = None;
+        for _ in 0..2 {
+            got = got.or(consumer.read().unwrap());
+        }
+        alive.join().unwrap();
+        got = got.or(consumer.read().unwrap());
+        assert_eq!(got.map(|frame| message_of(&consumer.payload(&frame))), Some(1));
+    });
+}

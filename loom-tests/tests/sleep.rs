@@ -51,7 +51,7 @@ impl Publication {
     /// `closed`, and the peers are woken.
     fn close(&mut self) {
         let line = &self.producer.memory().control.publisher;
-        line.closed.store(1, Ordering::Release);
+        line.close();
         wake(&self.futex, &mut self.peers, &line.wake_sequence);
     }
 }
@@ -83,11 +83,8 @@ impl Subscription {
         let memory = self.consumer.memory().clone();
         let publisher = &memory.control.publisher;
         let sequences: Vec<_> = [&publisher.wake_sequence].into_iter().chain(own.map(|(word, _)| word)).collect();
-        let last_look = || {
-            self.consumer.ready()
-                || publisher.closed.load(Ordering::Acquire) == 1
-                || own.is_some_and(|(_, dead)| dead.load(Ordering::Acquire))
-        };
+        let last_look =
+            || self.consumer.ready() || publisher.has_closed() || own.is_some_and(|(_, dead)| dead.load(Ordering::Acquire));
         sleep_unless(&self.futex, &mut self.sleeper, &memory.pages[self.number].subscriber, &sequences, last_look);
     }
 
@@ -167,7 +164,7 @@ fn closing_wakes_who_sleeps_and_loses_nothing() {
             let mut received = 0;
             loop {
                 // Read before the last look at the ring, so that all that came before the end is seen.
-                let closed = subscription.consumer.memory().control.publisher.closed.load(Ordering::Acquire) == 1;
+                let closed = subscription.consumer.memory().control.publisher.has_closed();
                 if subscription.receive(received + 1) {
                     received += 1;
                 } else if closed {
@@ -180,6 +177,23 @@ fn closing_wakes_who_sleeps_and_loses_nothing() {
         publication.publish(1, 8);
         publication.close();
         assert_eq!(subscriber.join().unwrap(), 1);
+    });
+}
+
+/// The publisher commits and closes with no fence between, as its fences may be for the compiler only: who sees the end sees the message. Bound: 3 preemptions.
+#[test]
+fn closing_hides_no_message() {
+    explore(3, || {
+        let (mut publication, mut subscriptions) = linked(64, 1);
+        let mut subscription = subscriptions.remove(0);
+        let publisher = thread::spawn(move || {
+            publication.producer.offer(0, &payload(1, 8)).unwrap();
+            publication.producer.memory().control.publisher.close();
+        });
+        let closed = subscription.consumer.memory().control.publisher.has_closed();
+        let received = subscription.receive(1);
+        assert!(received || !closed, "the message before the end is lost");
+        publisher.join().unwrap();
     });
 }
 
@@ -226,14 +240,14 @@ fn a_subscriber_that_closes_wakes_a_publisher_that_waits_for_space() {
         let mut subscription = subscriptions.remove(0);
         let subscriber = thread::spawn(move || {
             let line = &subscription.consumer.memory().pages[0].subscriber;
-            line.closed.store(1, Ordering::Release);
+            line.close();
             wake(&subscription.futex, core::slice::from_mut(&mut subscription.publisher), &line.wake_sequence);
         });
         let memory = publication.producer.memory().clone();
         let line = &memory.pages[0].subscriber;
-        while line.closed.load(Ordering::Acquire) == 0 {
+        while !line.has_closed() {
             assert_eq!(publication.producer.claim(24), Err(ClaimError::BackPressured));
-            let left = || publication.producer.has_room(24).is_ok() || line.closed.load(Ordering::Acquire) == 1;
+            let left = || publication.producer.has_room(24).is_ok() || line.has_closed();
             let (futex, own) = (&publication.futex, &memory.control.publisher);
             sleep_unless(futex, &mut publication.sleeper, own, &[&line.wake_sequence], left);
         }
