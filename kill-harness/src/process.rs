@@ -1,0 +1,118 @@
+//! Processes: made by `fork` alone, as `exec` and dynamic loading would cost milliseconds for each of a million kills; and looked at from outside.
+//!
+//! Whoever forks here has one thread and has never called ringbus, so that the child may do everything.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::unistd::{ForkResult, Pid, fork};
+
+/// How long anything may take before the harness gives up on it.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs `play` in a child, which ends with it, and dies with us.
+pub fn spawn(play: impl FnOnce()) -> Pid {
+    let parent = nix::unistd::getpid();
+    // SAFETY: this process has one thread.
+    match unsafe { fork() }.expect("a process") {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            // SAFETY: plain system calls.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            if nix::unistd::getppid() != parent {
+                std::process::exit(1);
+            }
+            let result = catch_unwind(AssertUnwindSafe(play));
+            // SAFETY: ends the process without running what it shares with its parent, such as buffers of stdout.
+            unsafe { libc::_exit(if result.is_ok() { 0 } else { 101 }) }
+        }
+    }
+}
+
+/// Kills and reaps a child of ours.
+pub fn end(pid: Pid) {
+    let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+    while nix::sys::wait::waitpid(pid, None) == Err(nix::errno::Errno::EINTR) {}
+}
+
+/// What a process holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holdings {
+    /// Open file descriptors.
+    pub fds: usize,
+    /// Mappings of memfds: rings and pages.
+    pub rings: usize,
+}
+
+impl Holdings {
+    /// Looks.
+    pub fn of(pid: Pid) -> Self {
+        let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+        Self { fds, rings: maps(pid).lines().filter(|line| line.contains("/memfd:")).count() }
+    }
+}
+
+fn maps(pid: Pid) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default()
+}
+
+/// All mappings of a process, heap and stacks among them.
+pub fn mappings(pid: Pid) -> usize {
+    maps(pid).lines().count()
+}
+
+/// Resident memory of a process in KiB.
+pub fn resident(pid: Pid) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}
+
+/// All threads of a process.
+pub fn threads(pid: Pid) -> Vec<Pid> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+    entries.filter_map(|entry| Some(Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?))).collect()
+}
+
+/// The state of a thread as one letter.
+pub fn state(pid: Pid, thread: Pid) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
+/// The system calls by which messages, room and events of a loop are waited for.
+pub const DATA_WAITS: &[i64] = &[449 /* futex_waitv */, libc::SYS_epoll_wait, libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2];
+
+/// Those and others in which a thread waits for others.
+pub const WAITS: &[i64] = &[
+    449,
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_futex,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_restart_syscall,
+];
+
+/// Whether a thread sleeps in one of these system calls.
+pub fn is_asleep(pid: Pid, thread: Pid, calls: &[i64]) -> bool {
+    if state(pid, thread) != Some('S') {
+        return false;
+    }
+    let call = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/syscall")).unwrap_or_default();
+    call.split_whitespace().next().and_then(|number| number.parse().ok()).is_some_and(|number: i64| calls.contains(&number))
+}
+
+/// Waits for a state that sends no event.
+pub fn until(what: &str, mut reached: impl FnMut() -> bool) -> Result<(), String> {
+    let deadline = Instant::now() + PATIENCE;
+    while !reached() {
+        if Instant::now() >= deadline {
+            return Err(format!("{what} did not happen within {PATIENCE:?}"));
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    Ok(())
+}
