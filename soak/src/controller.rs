@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ringbus::{Client, Overflow};
-use testing::{DriverProcess, PATIENCE, Random, now};
+use testing::{DriverProcess, PATIENCE, Party, Random, now};
 
 use crate::census::{Holdings, children, has_ended, holdings, resident_kib, shmem_kib};
 use crate::figures::Figures;
 use crate::ledger::{ANSWER, ATTEMPTED, COMMITTED, DELIVERED, LOST, MARK, OPEN, OPENED_AT, STATE, WAITS};
-use crate::mesh::{After, Channel, End, Incarnation, Killed, Side};
+use crate::mesh::{After, Channel, End, Incarnation, Killed, Side, WaitForCore};
 use crate::options::{Action, Options};
 use crate::verify;
 
@@ -42,8 +42,9 @@ pub struct Controller {
     driver_up_at: u64,
     driver_returns_at: Option<u64>,
     driver_continues_at: Option<u64>,
-    /// From when to when it was dead or stopped, in this epoch.
+    /// From when to when it was dead, stopped or starved, in this epoch.
     driver_away: Vec<(u64, u64)>,
+    driver_core: WaitForCore,
     directory: tempfile::TempDir,
     next_number: u32,
     figures: Figures,
@@ -67,6 +68,7 @@ impl Controller {
             driver_returns_at: None,
             driver_continues_at: None,
             driver_away: Vec::new(),
+            driver_core: WaitForCore::default(),
             directory: tempfile::Builder::new().prefix("ringbus-soak-").tempdir().expect("a directory"),
             next_number: 1,
             figures: Figures::new(),
@@ -227,6 +229,7 @@ impl Controller {
     }
 
     fn verify(&mut self) {
+        self.look_for_starved();
         self.collect();
         for index in 0..self.channels.len() {
             let mut violations = Vec::new();
@@ -261,8 +264,27 @@ impl Controller {
         self.driver_away.clear();
     }
 
-    /// Waits that ended by their deadline though there was something to wake up for. A stop of anybody on the channel explains that, and so does a driver who was not there to tell
-    /// of a death.
+    /// Notes who had no core for a good part of the time since the last look.
+    fn look_for_starved(&mut self) {
+        if let Some(time) = self.driver_core.look(self.driver.party().pid()) {
+            self.figures.starved += 1;
+            // Before the time that may still be open.
+            self.driver_away.insert(0, time);
+        }
+        for (channel, index) in self.all_places() {
+            let channel = &mut self.channels[channel];
+            let place = &mut channel.places[index];
+            let Some(pid) = place.party.as_ref().map(Party::pid) else { continue };
+            if let Some(time) = place.core.look(pid) {
+                self.figures.starved += 1;
+                channel.stops.push(time);
+                channel.note(format!("process {pid} in place {index} was starved"));
+            }
+        }
+    }
+
+    /// Waits that ended by their deadline though there was something to wake up for. A stop of anybody on the channel explains that, or that somebody there had no core, and so does
+    /// a driver who was not there to tell of a death.
     fn check_late(&mut self, index: usize) {
         const SLACK: u64 = 500 * MILLISECOND;
         let mut unexplained = Vec::new();
@@ -588,6 +610,7 @@ impl Controller {
     // ---- Does everybody go on? ----
 
     fn watch(&mut self) {
+        self.look_for_starved();
         self.collect();
         for (channel, place) in self.all_places() {
             let ended = self.channels[channel].places[place].party.as_ref().is_some_and(|party| has_ended(party.pid()));

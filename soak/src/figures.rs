@@ -35,8 +35,10 @@ pub struct Figures {
     pub from_the_start: u64,
     /// Publishers killed with a message in doubt.
     pub in_doubt: u64,
-    /// Waits that ended by their deadline while somebody was stopped or the driver away.
+    /// Waits that ended by their deadline while somebody was stopped or starved, or the driver away.
     pub excused: u64,
+    /// Seconds of a process in which it had no core for more than a fifth of the time.
+    pub starved: u64,
     /// From any moment to the next progress: what the publishers' own pauses make of it.
     pub undisturbed: Histogram<u64>,
     /// From a kill to the next progress of those who do not need whoever was killed.
@@ -67,6 +69,7 @@ impl Figures {
             from_the_start: 0,
             in_doubt: 0,
             excused: 0,
+            starved: 0,
             undisturbed: histogram(),
             others: histogram(),
             reunions: histogram(),
@@ -120,7 +123,8 @@ impl Figures {
             ("pairs verified to their end", self.pairs.to_string()),
             ("pairs known to begin with message 0", self.from_the_start.to_string()),
             ("publishers killed with a message in doubt", self.in_doubt.to_string()),
-            ("late wake-ups explained by a stop or the driver's absence", self.excused.to_string()),
+            ("seconds of a process that had no core for more than 200 ms of it", self.starved.to_string()),
+            ("late wake-ups explained by that, by a stop or by the driver's absence", self.excused.to_string()),
             ("from no kill to the next progress, for comparison", times(&self.undisturbed)),
             ("from a kill to others' next progress", times(&self.others)),
             ("... of those who need the successor", times(&self.reunions)),

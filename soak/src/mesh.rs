@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ringbus::{Address, Kind, Overflow};
 use testing::{Party, now};
 
+use crate::census::waited_for_core;
 use crate::ledger::{CLOSED, Ledger, STATE};
 use crate::options::Options;
 
@@ -103,6 +104,26 @@ pub struct Place {
     pub stopped_until: Option<u64>,
     /// What follows when it has closed.
     pub after_close: After,
+    /// How long it has waited for a core so far.
+    pub core: WaitForCore,
+}
+
+/// How long a process has waited for a core, when somebody looked last.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WaitForCore {
+    pid: u32,
+    waited: u64,
+    looked_at: u64,
+}
+
+impl WaitForCore {
+    /// Looks again. Says from when to when it was starved: a good part of that time it was ready to run and had no core, so that nobody can expect anything of it.
+    pub fn look(&mut self, pid: u32) -> Option<(u64, u64)> {
+        const STARVED: u64 = 200_000_000;
+        let before = std::mem::replace(self, Self { pid, waited: waited_for_core(pid), looked_at: now() });
+        let is_starved = before.pid == pid && self.waited.saturating_sub(before.waited) > STARVED;
+        is_starved.then_some((before.looked_at, self.looked_at))
+    }
 }
 
 /// What follows after a close.
@@ -133,7 +154,7 @@ pub struct Channel {
     pub incarnations: Vec<Incarnation>,
     /// What was done, and when.
     pub events: VecDeque<(u64, String)>,
-    /// When somebody was stopped, from when to when.
+    /// When somebody was stopped or starved, from when to when.
     pub stops: Vec<(u64, u64)>,
 }
 
@@ -158,6 +179,7 @@ impl Channel {
                     refill_at: 0,
                     stopped_until: None,
                     after_close: After::Nothing,
+                    core: WaitForCore::default(),
                 };
                 let publishers = (0..publishers).map(|index| place(Side::Publisher, index == 0 && number % 2 == 0));
                 let subscribers = (0..subscribers).map(|index| place(Side::Subscriber, index == 0 && number % 2 == 1));
