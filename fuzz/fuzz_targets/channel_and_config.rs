@@ -2,24 +2,6 @@
 //! `ringbus pub` cuts into messages. Nothing may panic, and what is written reads as the same.
 #![no_main]
 
-#[path = "../../media-driver/src/bin/ringbus/format.rs"]
-mod format;
-#[path = "../../media-driver/src/bin/ringbus/list.rs"]
-#[allow(dead_code)]
-mod list;
-#[path = "../../media-driver/src/bin/ringbus/options.rs"]
-#[allow(dead_code)]
-mod options;
-#[path = "../../media-driver/src/bin/ringbus/progress.rs"]
-#[allow(dead_code)]
-mod progress;
-#[path = "../../media-driver/src/bin/ringbus/publish.rs"]
-#[allow(dead_code)]
-mod publish;
-#[path = "../../media-driver/src/bin/ringbus/subscribe.rs"]
-#[allow(dead_code)]
-mod subscribe;
-
 use std::ffi::OsStr;
 use std::fmt::{Debug, Display};
 use std::os::unix::ffi::OsStrExt;
@@ -30,23 +12,10 @@ use arbitrary::Arbitrary;
 use clap::Parser;
 use libfuzzer_sys::fuzz_target;
 use media_driver::daemon::{self, parse_bytes};
+use media_driver::tool::format::{self, Format, Reader};
+use media_driver::tool::{Arguments, Command};
 use ringbus::channel::ChannelName;
 use ringbus::{Access, Address, ChannelSpec, Grant, HugePages, Kind, Overflow, Properties};
-
-use format::{Format, Reader};
-
-/// As in the tool's `main`, from where its modules take it.
-type Failure = Box<dyn std::error::Error>;
-
-/// As in the tool's `main`.
-#[derive(Debug, Parser)]
-#[allow(dead_code)]
-enum Tool {
-    Driver(daemon::Options),
-    Pub(publish::Options),
-    Sub(subscribe::Options),
-    Ls(list::Options),
-}
 
 #[derive(Debug, Parser)]
 struct Daemon {
@@ -215,8 +184,8 @@ fn read_arguments(tool: bool, command: u8, words: &[Argument<'_>]) {
     });
     let line: Vec<PathBuf> = program.into_iter().chain(words).collect();
     if tool {
-        match Tool::try_parse_from(&line) {
-            Ok(Tool::Driver(options)) => check_options(&options),
+        match Arguments::try_parse_from(&line) {
+            Ok(Arguments { command: Command::Driver(options) }) => check_options(&options),
             Ok(_) => {}
             Err(error) => assert!(!error.to_string().is_empty()),
         }
@@ -260,7 +229,7 @@ fn cut(format: u8, size: u16, longest: u16, input: &[u8]) {
     let mut reader = Reader::new(input, format, longest);
     let mut output = Vec::new();
     let whole = loop {
-        match reader.next() {
+        match reader.read_message() {
             Ok(Some((tag, message))) => {
                 assert!(message.len() <= longest);
                 format::write(&mut output, format, tag, message).expect("a vector takes all");

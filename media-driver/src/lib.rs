@@ -4,6 +4,7 @@
 //! - [`Driver`] is the event loop: sockets, timers and signals, no policy.
 //! - [`listener`] is the socket and the lock that keeps a second driver out.
 //! - `registry` is what the driver knows: channels, publications, subscriptions, links. No sockets there.
+//! - [`daemon`] and [`tool`] are what the programs `ringbusd` and `ringbus` do.
 //! - [`EmbeddedDriver`] runs a driver on a thread of another program.
 //!
 //! ```
@@ -26,6 +27,7 @@ pub mod listener;
 mod registry;
 mod session;
 mod slots;
+pub mod tool;
 
 pub use driver::{Config, Driver, DriverError, Stopper};
 pub use embedded::EmbeddedDriver;

@@ -9,7 +9,7 @@ const UNENDED: u16 = 1;
 
 /// A form of messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Format {
+pub enum Format {
     /// A message a line, without its newline. Any bytes will do.
     Lines,
     /// Each message follows its length, 4 bytes, little-endian.
@@ -25,7 +25,7 @@ impl FromStr for Format {
         match text.split_once('=') {
             None if text == "lines" => Ok(Self::Lines),
             None if text == "frames" => Ok(Self::Frames),
-            Some(("raw", size)) => match media_driver::daemon::parse_bytes(size)? {
+            Some(("raw", size)) => match crate::daemon::parse_bytes(size)? {
                 0 => Err("a record has at least one byte".to_owned()),
                 size => usize::try_from(size).map(Self::Raw).map_err(|error| error.to_string()),
             },
@@ -45,7 +45,7 @@ impl fmt::Display for Format {
 }
 
 /// Cuts its input into messages of at most `longest` bytes.
-pub(crate) struct Reader<R> {
+pub struct Reader<R> {
     input: R,
     format: Format,
     longest: usize,
@@ -53,12 +53,13 @@ pub(crate) struct Reader<R> {
 }
 
 impl<R: BufRead> Reader<R> {
-    pub(crate) fn new(input: R, format: Format, longest: usize) -> Self {
+    /// Reads that input; `longest` is the most bytes that a message may have.
+    pub fn new(input: R, format: Format, longest: usize) -> Self {
         Self { input, format, longest, message: Vec::new() }
     }
 
     /// The next message and its tag; `None` at the end.
-    pub(crate) fn next(&mut self) -> io::Result<Option<(u16, &[u8])>> {
+    pub fn read_message(&mut self) -> io::Result<Option<(u16, &[u8])>> {
         self.message.clear();
         let tag = match self.format {
             Format::Lines => self.read_line()?,
@@ -121,7 +122,7 @@ fn truncated(error: io::Error, what: &str) -> io::Error {
 }
 
 /// Writes a message as [`Reader`] found it.
-pub(crate) fn write(output: &mut impl Write, format: Format, tag: u16, payload: &[u8]) -> io::Result<()> {
+pub fn write(output: &mut impl Write, format: Format, tag: u16, payload: &[u8]) -> io::Result<()> {
     match format {
         Format::Lines => {
             output.write_all(payload)?;
@@ -144,7 +145,7 @@ mod tests {
         let mut reader = Reader::new(input, format, longest);
         let mut output = Vec::new();
         let mut messages = 0;
-        while let Some((tag, payload)) = reader.next().unwrap() {
+        while let Some((tag, payload)) = reader.read_message().unwrap() {
             assert!(payload.len() <= longest);
             write(&mut output, format, tag, payload).unwrap();
             messages += 1;
@@ -169,10 +170,10 @@ mod tests {
         let frames = b"\x01\0\0\0a\0\0\0\0\x02\0\0\0bc";
         assert_eq!(round_trip(Format::Frames, 2, frames), (3, frames.to_vec()));
         for (broken, what) in [(&frames[..3], "length"), (&frames[..4], "payload")] {
-            let error = Reader::new(broken, Format::Frames, 2).next().unwrap_err();
+            let error = Reader::new(broken, Format::Frames, 2).read_message().unwrap_err();
             assert!(error.to_string().contains(what), "{error}");
         }
-        let error = Reader::new(&frames[..], Format::Frames, 0).next().unwrap_err();
+        let error = Reader::new(&frames[..], Format::Frames, 0).read_message().unwrap_err();
         assert!(error.to_string().contains("too long"), "{error}");
     }
 

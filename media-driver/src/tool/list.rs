@@ -4,11 +4,12 @@ use std::io::{Write, stdout};
 
 use clap::Args;
 
-use crate::Failure;
-use crate::options::Connection;
+use super::Failure;
+use super::options::Connection;
 
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+/// Options of the command.
+pub struct Options {
     #[command(flatten)]
     connection: Connection,
 }

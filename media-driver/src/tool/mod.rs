@@ -1,27 +1,28 @@
-//! The command-line tool: a driver, publishers and subscribers for pipes and files, and a look at what is there.
+//! The command-line tool `ringbus`: a driver, publishers and subscribers for pipes and files, and a look at what is there.
 
-mod format;
+pub mod format;
 mod list;
 mod options;
 mod progress;
 mod publish;
 mod subscribe;
 
-use std::process::ExitCode;
-
 use clap::{Parser, Subcommand};
-use media_driver::daemon;
+
+use crate::daemon;
 
 /// Publish and subscribe between processes of this machine, through shared memory.
 #[derive(Debug, Parser)]
 #[command(name = "ringbus", version)]
-struct Arguments {
+pub struct Arguments {
+    /// What to do.
     #[command(subcommand)]
-    command: Command,
+    pub command: Command,
 }
 
+/// A command of the tool.
 #[derive(Debug, Subcommand)]
-enum Command {
+pub enum Command {
     /// Run the media driver (the same as ringbusd)
     Driver(daemon::Options),
     /// Publish lines, frames or records of a file or of standard input
@@ -33,23 +34,23 @@ enum Command {
 }
 
 /// Whatever goes wrong, it ends here and is told.
-type Failure = Box<dyn std::error::Error>;
+pub type Failure = Box<dyn std::error::Error>;
 
-fn main() -> ExitCode {
-    let done = match Arguments::parse().command {
-        Command::Driver(options) => {
-            daemon::log_to_stderr();
-            daemon::run(&options).map_err(Failure::from)
-        }
-        Command::Pub(options) => publish::run(&options),
-        Command::Sub(options) => subscribe::run(&options),
-        Command::Ls(options) => list::run(&options),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("ringbus: {error}");
-            ExitCode::FAILURE
+impl Arguments {
+    /// Does what was asked for, with standard input and output.
+    ///
+    /// # Errors
+    ///
+    /// Whatever went wrong, in words for whoever called the tool.
+    pub fn run(self) -> Result<(), Failure> {
+        match self.command {
+            Command::Driver(options) => {
+                daemon::log_to_stderr();
+                daemon::run(&options).map_err(Failure::from)
+            }
+            Command::Pub(options) => publish::run(&options),
+            Command::Sub(options) => subscribe::run(&options),
+            Command::Ls(options) => list::run(&options),
         }
     }
 }

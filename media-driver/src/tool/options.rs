@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::daemon::parse_bytes;
+use crate::{Config, EmbeddedDriver};
 use clap::{Args, ValueEnum};
-use media_driver::daemon::parse_bytes;
-use media_driver::{Config, EmbeddedDriver};
 use ringbus::{Address, ChannelBuilder, Client, Idle, Kind, Overflow};
 
-use crate::Failure;
+use super::Failure;
 
 /// Which driver.
 #[derive(Debug, Args)]

@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use clap::Args;
 use ringbus::{OfferError, Publication};
 
-use crate::Failure;
-use crate::format::{Format, Reader};
-use crate::options::Channel;
-use crate::progress::Progress;
+use super::Failure;
+use super::format::{Format, Reader};
+use super::options::Channel;
+use super::progress::Progress;
 
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+/// Options of the command.
+pub struct Options {
     #[command(flatten)]
     channel: Channel,
 
@@ -55,7 +56,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let mut reader = Reader::new(BufReader::with_capacity(1 << 18, input), options.format, publication.max_payload());
     let mut progress = Progress::new(size);
     while options.channel.count.is_none_or(|count| progress.messages() < count) {
-        let Some((tag, payload)) = reader.next()? else { break };
+        let Some((tag, payload)) = reader.read_message()? else { break };
         send(options, &mut publication, tag, payload).map_err(|error| {
             let sent = progress.messages();
             format!("{error}; {sent} messages were published before")

@@ -5,13 +5,14 @@ use std::io::{self, BufWriter, Write, stdout};
 use clap::Args;
 use ringbus::{ImageEvent, PollError, Ready, Subscription};
 
-use crate::Failure;
-use crate::format::{self, Format};
-use crate::options::Channel;
-use crate::progress::Progress;
+use super::Failure;
+use super::format::{self, Format};
+use super::options::Channel;
+use super::progress::Progress;
 
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+/// Options of the command.
+pub struct Options {
     #[command(flatten)]
     channel: Channel,
 
