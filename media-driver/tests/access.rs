@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use media_driver::EmbeddedDriver;
 use ringbus::channel::{ChannelName, Properties};
-use ringbus::control::message::{Event, Greeting, Request};
-use ringbus::control::socket::{self, Packet, new_socket};
-use ringbus::{Address, Client, Kind, Overflow, Publication, Subscription};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use ringbus::control::message::{Event, Request};
+use ringbus::control::socket;
+use ringbus::{Client, Kind, Overflow, Publication, Subscription};
 use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
-use rustix::net::{RecvFlags, SendFlags, SocketFlags};
-use testing::{DriverProcess, KINDS, PATIENCE, Party, Random, Role, assert_works, connect, in_time, pair, play_driver, until};
+use rustix::net::SendFlags;
+use testing::{
+    DriverProcess, KINDS, Mapped, Party, Random, Raw, Role, assert_works, connect, in_time, mappings, pair, play_driver, until,
+};
 
 const SMALLEST: u64 = 4096;
 
@@ -33,33 +34,10 @@ fn child() {
 
 // ---- Mappings ----
 
-/// A mapping of this process: where, how long, and with which permissions.
-#[derive(Debug)]
-struct Mapped {
-    address: usize,
-    length: usize,
-    permissions: String,
-    what: String,
-}
-
-/// The objects of ringbus that this process has mapped.
-fn mappings() -> Vec<Mapped> {
-    let maps = fs::read_to_string("/proc/self/maps").expect("it is mounted");
-    let mapping = |line: &str| {
-        let (range, rest) = line.split_once(' ')?;
-        let (start, end) = range.split_once('-')?;
-        let number = |text| usize::from_str_radix(text, 16).expect("a number");
-        let what = rest[rest.find("/memfd:ringbus-")?..].to_owned();
-        let (address, length) = (number(start), number(end) - number(start));
-        Some(Mapped { address, length, permissions: rest[..4].to_owned(), what })
-    };
-    maps.lines().filter_map(mapping).collect()
-}
-
 /// Checks that all mappings of that kind of object are read-only and stay so, or are writable; and that its owner alone keeps an fd of it.
 #[track_caller]
 fn assert_mapped(object: &str, permissions: &str, fds: usize) {
-    let mappings: Vec<Mapped> = mappings().into_iter().filter(|mapping| mapping.what.contains(object)).collect();
+    let mappings: Vec<Mapped> = mappings().into_iter().filter(|mapping| mapping.object.contains(object)).collect();
     assert!(!mappings.is_empty(), "there is a {object}");
     for mapping in mappings {
         assert_eq!(mapping.permissions, permissions, "{mapping:x?}");
@@ -117,53 +95,6 @@ fn what_belongs_to_a_peer_is_mapped_read_only_for_good() {
 }
 
 // ---- Clients by hand ----
-
-/// A connection on which anything can be said.
-struct Raw(OwnedFd);
-
-impl Raw {
-    fn silent(address: &Address) -> Self {
-        let socket = new_socket(SocketFlags::empty()).expect("a socket");
-        rustix::net::connect(&socket, &address.to_socket_address().expect("an address")).expect("it listens");
-        Self(socket)
-    }
-
-    fn greeted(address: &Address) -> Self {
-        let raw = Self::silent(address);
-        raw.send(&Greeting::own().to_bytes(), &[]);
-        let answer = raw.receive().expect("an answer");
-        assert_eq!(Greeting::from_bytes(&answer.bytes).map(|greeting| greeting.version), Some(Greeting::own().version));
-        raw
-    }
-
-    fn send(&self, bytes: &[u8], fds: &[&OwnedFd]) {
-        let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-        // It may have hung up on us already.
-        let _ = socket::send(&self.0, bytes, &fds, SendFlags::empty());
-    }
-
-    fn ask(&self, request: &Request) {
-        self.send(&socket::encode(request), &[]);
-    }
-
-    /// The next packet; nothing if the driver has hung up.
-    fn receive(&self) -> Option<Packet> {
-        let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-        let ready = poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout)).expect("poll");
-        assert!(ready > 0, "the driver says nothing");
-        socket::receive(&self.0, RecvFlags::empty()).ok().flatten()
-    }
-
-    fn event(&self) -> (Event, Vec<OwnedFd>) {
-        let packet = self.receive().expect("the driver is there");
-        (packet.decode().expect("an event"), packet.fds)
-    }
-
-    #[track_caller]
-    fn assert_hung_up(&self) {
-        while self.receive().is_some() {}
-    }
-}
 
 /// All ways to write to an object, cut it, or seal it that the kernel knows, through that fd and whatever can be opened from it: none works.
 #[track_caller]
@@ -338,10 +269,13 @@ fn nobody_can_close_resume_or_end_what_is_not_his() {
         raw.ask(&Request::Close { object });
         raw.ask(&Request::Ready { object });
         raw.ask(&Request::ResumePublication { id: object, spec: spec.clone() });
-        raw.send(&socket::encode(&Request::ResumePublication { id: object, spec: spec.clone() }), &[&memfd]);
-        raw.send(&socket::encode(&Request::ResumeSubscription { id: object, spec: spec.clone() }), &[&memfd, &memfd]);
+        raw.send(&socket::encode(&Request::ResumePublication { id: object, spec: spec.clone() }), &[memfd.as_fd()]);
+        raw.send(
+            &socket::encode(&Request::ResumeSubscription { id: object, spec: spec.clone() }),
+            &[memfd.as_fd(), memfd.as_fd()],
+        );
         // Nor what nobody has: it was not made by this driver.
-        raw.send(&socket::encode(&Request::ResumePublication { id: 77, spec: spec.clone() }), &[&memfd]);
+        raw.send(&socket::encode(&Request::ResumePublication { id: 77, spec: spec.clone() }), &[memfd.as_fd()]);
     }
     raw.ask(&Request::LinkReady { link });
     raw.ask(&Request::LinkDone { link });
@@ -378,14 +312,14 @@ fn who_talks_nonsense_is_let_go_and_the_driver_keeps_nothing_of_it() {
         let noise: Vec<u8> = (0..random.below(300)).map(|_| random.draw() as u8).collect();
         // Instead of a greeting, and after it.
         let raw = Raw::silent(&driver.address);
-        raw.send(&noise, &[&reader, &writer]);
+        raw.send(&noise, &[reader.as_fd(), writer.as_fd()]);
         raw.assert_hung_up();
         let raw = Raw::greeted(&driver.address);
         raw.send(&[&[0xFF], noise.as_slice()].concat(), &[]);
         raw.assert_hung_up();
         // A good question with descriptors that nobody asked for.
         let raw = Raw::greeted(&driver.address);
-        raw.send(&socket::encode(&Request::List { request: 1 }), &[&reader, &writer]);
+        raw.send(&socket::encode(&Request::List { request: 1 }), &[reader.as_fd(), writer.as_fd()]);
         raw.assert_hung_up();
     }
     // Too long a message.

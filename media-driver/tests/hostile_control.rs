@@ -4,22 +4,20 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ringbus::channel::{ChannelName, ChannelSpec, Properties};
 use ringbus::control::message::{Entry, Event, Greeting, Link, MAX_MESSAGE, Request};
 use ringbus::control::process::Process;
-use ringbus::control::socket::{self, Packet, new_socket};
+use ringbus::control::socket;
 use ringbus::{Address, Client, Error, Kind, Overflow};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags};
+use rustix::net::{SendFlags, SocketFlags};
 use testing::{
-    DriverProcess, KINDS, PATIENCE, Party, Random, Role, assert_works, connect, in_time, limit, now, pair, play_driver, readable,
-    scaled, until,
+    DriverProcess, KINDS, PATIENCE, Party, Random, Raw, Role, assert_works, connect, in_time, limit, now, pair, play_driver,
+    readable, scaled, until,
 };
 
 const SMALLEST: u64 = 4096;
@@ -161,59 +159,6 @@ impl Scene {
 }
 
 // ---- The hostile ----
-
-/// A connection on which anything can be said.
-struct Raw(OwnedFd);
-
-impl Raw {
-    fn silent(address: &Address) -> Self {
-        let socket = new_socket(SocketFlags::empty()).expect("a socket");
-        rustix::net::connect(&socket, &address.to_socket_address().expect("an address")).expect("it listens");
-        Self(socket)
-    }
-
-    fn greeted(address: &Address) -> Self {
-        let raw = Self::silent(address);
-        raw.send(&Greeting::own().to_bytes(), &[]);
-        let answer = raw.receive().expect("an answer");
-        assert_eq!(Greeting::from_bytes(&answer.bytes).map(|greeting| greeting.version), Some(Greeting::own().version));
-        raw
-    }
-
-    /// Sends a packet with up to 253 descriptors. It may have hung up on us already.
-    fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds)));
-        let _ = rustix::net::sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
-    }
-
-    fn ask(&self, request: &Request) {
-        self.send(&socket::encode(request), &[]);
-    }
-
-    /// The next packet; nothing if the driver has hung up.
-    fn receive(&self) -> Option<Packet> {
-        assert!(readable(&self.0, PATIENCE), "the driver says nothing");
-        socket::receive(&self.0, RecvFlags::empty()).ok().flatten()
-    }
-
-    fn event(&self) -> (Event, Vec<OwnedFd>) {
-        let packet = self.receive().expect("the driver is there");
-        (packet.decode().expect("an event"), packet.fds)
-    }
-
-    /// Waits until all that was sent was read: the driver has answered the last question, or has hung up. Says whether it is still there.
-    fn settle(&self) -> bool {
-        self.ask(&Request::List { request: u32::MAX });
-        while let Some(packet) = self.receive() {
-            if packet.decode() == Some(Event::ListEnd { request: u32::MAX }) {
-                return true;
-            }
-        }
-        false
-    }
-}
 
 fn name(name: &str) -> ChannelName {
     name.parse().expect("a name")

@@ -6,7 +6,6 @@
 
 mod crafted;
 
-use std::fs;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,8 @@ use crafted::{Crafted, Place, seed};
 use ringbus::ring::layout::{MAX_LINKS, MpscControl, SingleControl, SubscriptionPage};
 use ringbus::{Client, ImageEvent, Kind, OfferError, Overflow, PollError, RecvError, Subscription};
 use testing::{
-    DriverProcess, PATIENCE, Party, Random, Role, assert_works, check, connect, fill, in_time, pair, play_driver, scaled,
+    DriverProcess, Mapped, PATIENCE, Party, Random, Role, assert_works, check, connect, fill, in_time, mappings, pair,
+    play_driver, scaled,
 };
 
 const CAPACITY: u64 = 4096;
@@ -40,28 +40,9 @@ fn child() {
 
 // ---- What one can write ----
 
-/// A mapping of an object of ringbus in this process, from its first byte.
-struct Mapped {
-    address: usize,
-    length: usize,
-    writable: bool,
-    is_ring: bool,
-}
-
-fn mappings() -> Vec<Mapped> {
-    let maps = fs::read_to_string("/proc/self/maps").expect("it is mounted");
-    let mapping = |line: &str| {
-        let mut words = line.split_whitespace();
-        let (range, permissions, offset) = (words.next()?, words.next()?, words.next()?);
-        let (start, end) = range.split_once('-')?;
-        let number = |text| usize::from_str_radix(text, 16).expect("a number");
-        let is_ring = line.contains("/memfd:ringbus-ring");
-        // The second mapping of the data begins elsewhere in the file.
-        let ours = is_ring && number(offset) == 0 || line.contains("/memfd:ringbus-page");
-        let (address, length) = (number(start), number(end) - number(start));
-        ours.then(|| Mapped { address, length, writable: permissions.contains('w'), is_ring })
-    };
-    maps.lines().filter_map(mapping).collect()
+/// Where its objects are mapped. The second mapping of a ring's data begins elsewhere in the file.
+fn objects() -> impl Iterator<Item = Mapped> {
+    mappings().into_iter().filter(|mapped| mapped.offset == 0)
 }
 
 /// The rings that this process can write. To be looked up anew whenever publications or subscriptions have come or gone.
@@ -71,12 +52,12 @@ fn rings(control: usize) -> Vec<Place> {
         assert_eq!(mapped.length, control.next_multiple_of(4096) + CAPACITY as usize);
         Place { control: control_at, data: control_at.wrapping_add(control.next_multiple_of(4096)), capacity: CAPACITY }
     };
-    mappings().into_iter().filter(|mapped| mapped.is_ring && mapped.writable).map(place).collect()
+    objects().filter(|mapped| mapped.is_ring() && mapped.is_writable()).map(place).collect()
 }
 
 /// The pages, that of a hostile subscriber or those of a hostile publisher's victims.
 fn pages(writable: bool) -> Vec<&'static SubscriptionPage> {
-    let pages = mappings().into_iter().filter(|mapped| !mapped.is_ring && mapped.writable == writable);
+    let pages = objects().filter(|mapped| !mapped.is_ring() && mapped.is_writable() == writable);
     // SAFETY: mapped, all atomics; the caller gives it up before the mapping.
     pages.map(|mapped| unsafe { &*(mapped.address as *const SubscriptionPage) }).collect()
 }
@@ -223,7 +204,7 @@ impl Inside {
         let bytes = payload.as_ptr() as usize..payload.as_ptr() as usize + payload.len();
         let inside = |range: &std::ops::Range<usize>| range.start <= bytes.start && bytes.end <= range.end + CAPACITY as usize;
         if !self.0.iter().any(inside) {
-            let rings = mappings().into_iter().filter(|mapped| mapped.is_ring);
+            let rings = objects().filter(Mapped::is_ring);
             self.0 = rings.map(|mapped| mapped.address..mapped.address + mapped.length).collect();
             assert!(self.0.iter().any(inside), "{} bytes at {:#x} are in no ring: {:x?}", payload.len(), bytes.start, self.0);
         }

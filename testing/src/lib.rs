@@ -3,6 +3,9 @@
 //! A party is this very test program, started again: the environment says which role it plays, and its `child` test plays it. It talks to the test line
 //! by line over its stdin and stdout. Nothing here waits without a deadline, and a party dies with the test, whatever happens.
 
+mod mapped;
+mod raw;
+
 use std::fmt::Display;
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, StdinLock, Write};
@@ -18,6 +21,9 @@ use media_driver::{Config, Driver};
 use ringbus::{Address, Client, ImageEvent, Kind, Overflow, Publication, Ready, Subscription};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::process::{Pid, PidfdFlags, Signal};
+
+pub use mapped::{Mapped, mappings};
+pub use raw::Raw;
 
 /// How long anything may take that takes microseconds on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
