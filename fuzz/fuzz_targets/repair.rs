@@ -87,7 +87,7 @@ fn look_at_anything(tail: u16, records: &[Record], headers: &[(u16, u64)], gone:
     // SAFETY: the memory outlives the consumer.
     let mut consumer = unsafe { Consumer::new(ring.control(), ring.region()) };
     // The others' records say nothing.
-    (0..128).for_each(|slot| consumer.producer_comes(slot));
+    (0..128).for_each(|slot| consumer.taken_slots().producer_comes(slot));
     control.tail.tail.store(u64::from(tail), Ordering::Relaxed);
     for record in records {
         let line = &control.producers[usize::from(record.slot)].claim;
@@ -205,7 +205,7 @@ impl History {
         let ring = GuardedRing::new::<MpscControl>(CAPACITY);
         // SAFETY: the consumer goes before the memory.
         let mut consumer = unsafe { Consumer::new(ring.control(), ring.region()) };
-        (0..SLOTS as u8).for_each(|slot| consumer.producer_comes(slot));
+        (0..SLOTS as u8).for_each(|slot| consumer.taken_slots().producer_comes(slot));
         let parties = std::array::from_fn(|_| Party { at: At::Idle, life: Life::Alive, length: 0 });
         Self { consumer, ring, parties, claims: Vec::new(), passed: 0, published: 0 }
     }
@@ -392,7 +392,7 @@ impl History {
             assert!(self.claims.iter().all(|claim| claim.slot != slot || claim.start < position), "slot {slot} has a claim left");
             assert_eq!(self.record(slot).start.load(Ordering::Relaxed), NO_CLAIM);
             self.parties[slot] = Party { at: At::Idle, life: Life::Alive, length: 0 };
-            self.consumer.producer_comes(slot as u8);
+            self.consumer.taken_slots().producer_comes(slot as u8);
         }
     }
 

@@ -241,7 +241,7 @@ fn read_mpsc(steps: &[MpscStep]) {
     // SAFETY: the memory outlives the consumer and the producer.
     let (mut consumer, mut producer) =
         unsafe { (mpsc::Consumer::new(ring.control(), ring.region()), mpsc::Producer::new(ring.control(), ring.region(), 1)) };
-    (0..8).for_each(|slot| consumer.producer_comes(slot));
+    (0..8).for_each(|slot| consumer.taken_slots().producer_comes(slot));
     let mut published = 0;
     for step in steps {
         match step {

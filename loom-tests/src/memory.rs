@@ -136,7 +136,7 @@ impl MpscMemory {
     pub fn consumer(self: &Arc<Self>) -> Mapped<mpsc::Consumer, Self> {
         // SAFETY: the memory lives as long as `Mapped`, and each model makes one consumer.
         let mut end = unsafe { mpsc::Consumer::new(NonNull::from(&self.control), self.region.clone()) };
-        (0..MAX_PRODUCERS as u8).for_each(|slot| end.producer_comes(slot));
+        (0..MAX_PRODUCERS as u8).for_each(|slot| end.taken_slots().producer_comes(slot));
         Mapped { end, memory: self.clone() }
     }
 

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
+use crate::disposal::Disposal;
 use crate::listener::{ListenError, Listener};
 use crate::registry::{Outbox, Registry, Side};
 use crate::session::Session;
@@ -77,6 +78,9 @@ const TIMER: u64 = 2;
 /// From here on even numbers are sessions, odd ones processes.
 const FIRST: u64 = 16;
 
+/// Who sent what, where that cannot be told: no user has this uid.
+const NOBODY: u32 = u32::MAX;
+
 /// How often halves of links are looked at, while there are any.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -98,6 +102,7 @@ pub struct Driver {
     watches: HashMap<Process, (OwnedFd, u64)>,
     next: u64,
     registry: Registry,
+    disposal: Disposal,
 }
 
 impl Driver {
@@ -126,6 +131,7 @@ impl Driver {
             watches: HashMap::new(),
             next: FIRST,
             registry: Registry::new(config.memory_limit),
+            disposal: Disposal::default(),
         };
         driver.watch(&driver.listener, LISTENER).map_err(system("watch the socket"))?;
         driver.watch(&*driver.stop.0, STOP).map_err(system("watch for the stop"))?;
@@ -212,13 +218,19 @@ impl Driver {
                 if full {
                     say_full(&socket);
                 }
-                return;
+                return self.disposal.hang_up(NOBODY, socket);
             }
         };
+        if self.disposal.is_behind(credentials.uid) {
+            tracing::warn!(uid = credentials.uid, "turned away: what this user has sent is not closed yet");
+            say_full(&socket);
+            return self.disposal.hang_up(credentials.uid, socket);
+        }
         let client = self.number(false);
         let watched = self.watches.contains_key(&credentials.process);
         if self.watch(&socket, client).is_err() || !(watched || self.watch_process(&credentials)) {
-            return say_full(&socket);
+            say_full(&socket);
+            return self.disposal.hang_up(credentials.uid, socket);
         }
         tracing::debug!(client, pid = credentials.process.pid, uid = credentials.uid, "connected");
         self.sessions.insert(client, Session::new(client, socket, &credentials));
@@ -242,7 +254,10 @@ impl Driver {
     fn turn_away(&mut self) {
         self.spare = None;
         match self.listener.accept() {
-            Ok(socket) => say_full(&socket),
+            Ok(socket) => {
+                say_full(&socket);
+                self.disposal.hang_up(NOBODY, socket);
+            }
             Err(Errno::MFILE | Errno::NFILE) => self.paused = epoll::delete(&self.epoll, &self.listener).is_ok(),
             Err(_) => {}
         }
@@ -283,19 +298,23 @@ impl Driver {
             let bytes = Greeting::own().to_bytes();
             let answered = greeting.is_some() && socket::send(&*session, &bytes, &[], SendFlags::DONTWAIT).is_ok();
             let welcome = answered && session.greeted && packet.fds.is_empty();
-            return welcome || refuse_fds(packet.fds);
+            let uid = session.asker.uid;
+            self.disposal.close(uid, packet.fds);
+            return welcome;
         }
+        let asker = session.asker.clone();
         let Some(request) = packet.decode::<Request>() else {
             tracing::warn!(client, "malformed request");
-            return refuse_fds(packet.fds);
+            self.disposal.close(asker.uid, packet.fds);
+            return false;
         };
-        let asker = session.asker.clone();
         let mut outbox = Outbox::new();
         let (registry, outbox_ref) = (&mut self.registry, &mut outbox);
         let mut fds = packet.fds;
-        // All else could take long to close, see `refuse_fds`.
+        // All else could take long to close.
         if fds.iter().any(|fd| rustix::fs::fcntl_get_seals(fd).is_err()) {
-            return refuse_fds(fds);
+            self.disposal.close(asker.uid, fds);
+            return false;
         }
         match request {
             Request::AddPublication { request, name, properties } => {
@@ -320,7 +339,10 @@ impl Driver {
             Request::Goodbye => registry.client_left(client, outbox_ref),
         }
         self.deliver(outbox);
-        fds.is_empty() || refuse_fds(fds)
+        // Those that nobody asked for.
+        let asked_for = fds.is_empty();
+        self.disposal.close(asker.uid, fds);
+        asked_for
     }
 
     /// Says what there is to say. Who cannot be reached any more is dropped, which may make more to say.
@@ -351,6 +373,7 @@ impl Driver {
     fn hung_up(&mut self, client: u64) {
         let Some(session) = self.sessions.remove(&client) else { return };
         tracing::debug!(client, pid = session.asker.process.pid, "hung up");
+        self.disposal.hang_up(session.asker.uid, session.into_socket());
         self.registry.client_away(client, Instant::now());
     }
 
@@ -365,7 +388,9 @@ impl Driver {
         tracing::debug!(pid = process.pid, "died");
         self.watches.remove(&process);
         // Its forked children may still hold its sockets.
-        self.sessions.retain(|_, session| session.asker.process != process);
+        for (_, session) in self.sessions.extract_if(|_, session| session.asker.process == process) {
+            self.disposal.hang_up(session.asker.uid, session.into_socket());
+        }
         let mut outbox = Outbox::new();
         self.registry.process_died(process, &mut outbox);
         self.deliver(outbox);
@@ -412,17 +437,20 @@ impl Driver {
     }
 }
 
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // Nobody can connect from here on; who waits to be accepted may have sent something already.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        while let Ok(socket) = self.listener.accept() {
+            self.disposal.hang_up(NOBODY, socket);
+        }
+        for (_, session) in self.sessions.drain() {
+            self.disposal.hang_up(session.asker.uid, session.into_socket());
+        }
+    }
+}
+
 fn say_full(socket: &OwnedFd) {
     let greeting = Greeting { version: Greeting::FULL, ..Greeting::own() };
     let _ = socket::send(socket, &greeting.to_bytes(), &[], SendFlags::DONTWAIT);
-}
-
-/// Closes fds that nobody asked for, on another thread: closing a lingering socket or a file of a stuck file system may take as long as its sender
-/// likes. Says `false`: who sends such things has to go.
-fn refuse_fds(fds: Vec<OwnedFd>) -> bool {
-    if !fds.is_empty() {
-        tracing::warn!(count = fds.len(), "a client sent file descriptors that were not asked for");
-        let _ = std::thread::Builder::new().name("ringbus-close".into()).spawn(move || drop(fds));
-    }
-    false
 }

@@ -2,6 +2,7 @@
 
 use std::thread::JoinHandle;
 
+use ringbus::memory::fork::Birth;
 use ringbus::{Address, Client, ClientBuilder, Error};
 
 use crate::driver::{Config, Driver, DriverError, Stopper};
@@ -10,6 +11,8 @@ use crate::driver::{Config, Driver, DriverError, Stopper};
 #[derive(Debug)]
 pub struct EmbeddedDriver {
     address: Address,
+    /// In a forked child there is no such thread, and the driver is the parent's.
+    birth: Birth,
     stopper: Stopper,
     thread: Option<JoinHandle<()>>,
 }
@@ -36,13 +39,15 @@ impl EmbeddedDriver {
     pub fn launch_with(config: &Config) -> Result<Self, DriverError> {
         let mut driver = Driver::new(config)?;
         let stopper = driver.stopper();
+        let birth = Birth::here()
+            .map_err(|source| DriverError::System { what: "map memory that a forked child does not get", source })?;
         let thread = std::thread::Builder::new().name("ringbus-driver".into()).spawn(move || {
             if let Err(error) = driver.run() {
                 tracing::error!(%error, "the embedded media driver has stopped");
             }
         });
         let thread = thread.map_err(|source| DriverError::System { what: "start its thread", source })?;
-        Ok(Self { address: config.address.clone(), stopper, thread: Some(thread) })
+        Ok(Self { address: config.address.clone(), birth, stopper, thread: Some(thread) })
     }
 
     /// Where it listens, also for other processes.
@@ -67,6 +72,11 @@ impl EmbeddedDriver {
 
 impl Drop for EmbeddedDriver {
     fn drop(&mut self) {
+        if !self.birth.is_here() {
+            // Not even detached: by its number the C library would find another thread of this process.
+            std::mem::forget(self.thread.take());
+            return;
+        }
         self.stopper.stop();
         if let Some(thread) = self.thread.take() {
             // It panics only if there is a bug, which then has been reported already.

@@ -5,6 +5,7 @@
 //! - [`listener`] is the socket and the lock that keeps a second driver out.
 //! - `registry` is what the driver knows: channels, publications, subscriptions, links. No sockets there.
 //! - [`daemon`] and [`tool`] are what the programs `ringbusd` and `ringbus` do.
+//! - `disposal` closes what strangers sent, without waiting for them.
 //! - [`EmbeddedDriver`] runs a driver on a thread of another program.
 //!
 //! ```
@@ -21,6 +22,7 @@
 
 mod charter;
 pub mod daemon;
+mod disposal;
 mod driver;
 mod embedded;
 pub mod listener;

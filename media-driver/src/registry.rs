@@ -78,6 +78,14 @@ struct LinkRecord {
     state: State,
 }
 
+impl LinkRecord {
+    /// Whether it is the half that the other side has told of.
+    fn is_other_half(&self, side: Side, link: &Link) -> bool {
+        matches!(self.state, State::Half { side: other, .. } if other != side)
+            && (self.link.publication, self.link.subscription) == (link.publication, link.subscription)
+    }
+}
+
 #[derive(Debug)]
 enum State {
     /// The subscription has it; the publication gets this doorbell when the subscription has mapped everything.
@@ -302,27 +310,36 @@ impl Registry {
         }
         // Such a publication has no numbers to give: its link's is the subscription's. It has one link, and a few that it does not know to be over.
         let is_mpsc_publication = side == Side::Publication && object.ring.is_none();
+        let is_mpsc_subscription = side == Side::Subscription && object.ring.is_some();
         let has_number = match is_mpsc_publication {
             true => self.links_of(object_id).len() < MOST_MPSC_LINKS,
             false => object.slots.take_this(number),
         };
         let ended = Event::LinkEnded { object: object_id, link: link.id };
+        if !has_number {
+            return outbox.push((asker.client, ended, Vec::new()));
+        }
         match self.links.get_mut(&link.id) {
-            _ if !has_number => outbox.push((asker.client, ended, Vec::new())),
             None => {
                 let state = State::Half { side, peer: link.peer, since: now };
                 self.links.insert(link.id, LinkRecord { link, state });
             }
-            Some(record) => match record.state {
-                State::Half { side: other, .. }
-                    if other != side
-                        && record.link.publication == link.publication
-                        && record.link.subscription == link.subscription =>
-                {
-                    record.state = State::Established;
+            Some(record) if record.is_other_half(side, &link) => {
+                record.state = State::Established;
+                // Of its numbers each end says its own; what the other has said of them may be a lie.
+                match side {
+                    Side::Publication if !is_mpsc_publication => record.link.slot = link.slot,
+                    Side::Publication => {}
+                    Side::Subscription if is_mpsc_subscription => (record.link.line, record.link.slot) = (link.line, link.line),
+                    Side::Subscription => record.link.line = link.line,
                 }
-                _ => outbox.push((asker.client, ended, Vec::new())),
-            },
+            }
+            Some(_) => {
+                if !is_mpsc_publication {
+                    self.give_slot_back(object_id, number);
+                }
+                outbox.push((asker.client, ended, Vec::new()));
+            }
         }
     }
 
@@ -485,12 +502,14 @@ impl Registry {
         let Link { publication, subscription: object, slot, .. } = record.link;
         let own_half = matches!(record.state, State::Half { side: Side::Publication, .. });
         let publication_holds = !matches!(record.state, State::Half { side: Side::Subscription, .. });
-        match self.objects.get(&object) {
-            // One that is ready has told of all its links, and of this one it knows nothing: it would never be done with it.
-            Some(subscriber) if !(own_half && subscriber.ready) => {
-                record.state = State::Ending { publication_holds };
-                outbox.push((subscriber.owner.client, Event::LinkEnded { object, link }, Vec::new()));
-            }
+        let subscriber = self.objects.get(&object);
+        // One that has not told of all its links yet may know this one, too: then it says so itself.
+        if let Some(subscriber) = subscriber.filter(|subscriber| !(own_half && subscriber.ready)) {
+            outbox.push((subscriber.owner.client, Event::LinkEnded { object, link }, Vec::new()));
+        }
+        match subscriber {
+            // What nobody but the publication has told of is over with it, or made up.
+            Some(_) if !own_half => record.state = State::Ending { publication_holds },
             _ => {
                 self.links.remove(&link);
                 if publication_holds {
@@ -568,7 +587,8 @@ impl Registry {
                         State::Half { side: Side::Subscription, peer, since: now }
                     }
                     (Side::Subscription, State::Established) => State::Half { side: Side::Publication, peer, since: now },
-                    (Side::Publication, State::Ending { .. }) => continue,
+                    // It has no numbers any more, and gets none back if it returns.
+                    (Side::Publication, State::Ending { .. }) => State::Ending { publication_holds: false },
                     // Nobody holds the other end, but its number may be held for it.
                     (_, state) => {
                         let held = matches!(state, State::Offered(_) | State::Ending { publication_holds: true });

@@ -59,6 +59,10 @@ impl Session {
         Ok(())
     }
 
+    pub(crate) fn into_socket(self) -> OwnedFd {
+        self.socket
+    }
+
     pub(crate) fn has_queue(&self) -> bool {
         !self.queue.is_empty()
     }

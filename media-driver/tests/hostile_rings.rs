@@ -277,8 +277,8 @@ fn the_consumer_of_an_mpsc_ring_survives_its_producers() {
     let (hostile, mapped) = (Mapped::new(&fd, size, access), Mapped::new(&fd, size, access));
     let newcomer = || {
         // SAFETY: mapped beyond the last use. That it is not zero, and is read by others before it, is the attack.
-        let mut consumer = unsafe { mpsc::Consumer::new(mapped.control(), mapped.region()) };
-        (0..8).for_each(|slot| consumer.producer_comes(slot));
+        let consumer = unsafe { mpsc::Consumer::new(mapped.control(), mapped.region()) };
+        (0..8).for_each(|slot| consumer.taken_slots().producer_comes(slot));
         consumer
     };
     // SAFETY: mapped, all atomics.
@@ -526,8 +526,8 @@ fn of_a_spoilt_ring(spoil: impl FnOnce(&MpscControl)) -> Result<Option<ringbus::
     let control = unsafe { mapped.control::<MpscControl>().as_ref() };
     // SAFETY: the mapping outlives it, and nobody else uses the ring.
     let mut consumer = unsafe { mpsc::Consumer::new(mapped.control(), mapped.region()) };
-    consumer.producer_comes(0);
-    consumer.producer_comes(1);
+    consumer.taken_slots().producer_comes(0);
+    consumer.taken_slots().producer_comes(1);
     control.tail.tail.store(64, Ordering::Relaxed);
     consumer.producer_gone(0);
     spoil(control);

@@ -14,7 +14,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, SocketFlags};
+use rustix::net::{RecvFlags, SendFlags, SocketFlags, sockopt};
 
 use super::endpoint::{Endpoint, News, Side};
 use super::link::{MpscRing, Page, PeerEnd, PublisherEnd, SingleRing, SubscriberEnd};
@@ -80,7 +80,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 impl Conductor {
     pub(super) fn start(address: Address, fences: Fences) -> Result<Arc<Self>, Error> {
-        let socket = connect(&address)?;
+        let socket = connect(&address, None)?;
         let kick = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::system("make an eventfd")(errno.into()))?;
         let state = State {
@@ -172,10 +172,15 @@ impl Conductor {
     }
 
     pub(super) fn list(&self) -> Result<Vec<Entry>, Error> {
+        /// More than any driver has: this one makes them up.
+        const MOST: usize = 1 << 20;
         let answers = self.shared.request(|request| Request::List { request })?;
         let mut entries = Vec::new();
         while let Event::Entry { entry, .. } = self.shared.await_answer(&answers)?.event {
             entries.push(entry);
+            if entries.len() > MOST {
+                return Err(self.nonsense());
+            }
         }
         Ok(entries)
     }
@@ -184,6 +189,8 @@ impl Conductor {
 impl Drop for Conductor {
     fn drop(&mut self) {
         if !self.shared.birth.is_here() {
+            // Not even detached: by its number the C library would find another thread of this process.
+            std::mem::forget(self.thread.take());
             return;
         }
         self.shared.state.lock().stopping = true;
@@ -195,19 +202,24 @@ impl Drop for Conductor {
     }
 }
 
-/// Connects and exchanges greetings.
-fn connect(address: &Address) -> Result<OwnedFd, Error> {
+/// Connects and exchanges greetings, which takes [`PATIENCE`] at most if the driver is stopped, and ends at once when `interrupt` gets readable.
+fn connect(address: &Address, interrupt: Option<&OwnedFd>) -> Result<OwnedFd, Error> {
     let shown = || address.to_string();
     let socket = socket::new_socket(SocketFlags::empty()).map_err(Error::system("make a socket"))?;
     let target = address.to_socket_address().map_err(|source| Error::NoDriver { address: shown(), source })?;
+    let not_a_driver = |what: &str| Error::NotADriver { address: shown(), what: what.to_owned() };
+    // Where so many wait that no more may queue, connecting takes as long as sending may. Who can be interrupted tries again.
+    let patience = if interrupt.is_some() { LONGEST_PAUSE } else { PATIENCE };
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(patience))
+        .map_err(|errno| Error::system("limit the time of a socket")(errno.into()))?;
     rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &target)).map_err(|errno| match errno {
         Errno::ACCESS | Errno::PERM => Error::NoPermission { address: shown(), source: errno.into() },
+        Errno::AGAIN => not_a_driver("it does not accept us (is it stopped?)"),
         _ => Error::NoDriver { address: shown(), source: errno.into() },
     })?;
-    let not_a_driver = |what: &str| Error::NotADriver { address: shown(), what: what.to_owned() };
     // A driver that has to turn us away may have said why and hung up by now: that can still be read.
     let sent = socket::send(&socket, &Greeting::own().to_bytes(), &[], SendFlags::empty());
-    if sent.is_ok() && !wait_for(&socket, PollFlags::IN, PATIENCE) {
+    if sent.is_ok() && !wait_unless(&socket, PollFlags::IN, interrupt, PATIENCE) {
         return Err(not_a_driver("it says nothing (is it stopped?)"));
     }
     let packet = socket::receive(&socket, RecvFlags::DONTWAIT).map_err(|error| not_a_driver(&error.to_string()))?;
@@ -222,14 +234,15 @@ fn connect(address: &Address) -> Result<OwnedFd, Error> {
 
 /// Whether the fd gets ready in time.
 fn wait_for(fd: impl AsFd, flags: PollFlags, timeout: Duration) -> bool {
+    wait_unless(fd, flags, None, timeout)
+}
+
+/// Whether the fd gets ready in time, and before there is something to read from `interrupt`.
+fn wait_unless(fd: impl AsFd, flags: PollFlags, interrupt: Option<&OwnedFd>, timeout: Duration) -> bool {
     let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
-    let mut fds = [PollFd::new(&fd, flags)];
-    loop {
-        match poll(&mut fds, Some(&timeout)) {
-            Err(Errno::INTR) => {}
-            result => return matches!(result, Ok(ready) if ready > 0),
-        }
-    }
+    let mut fds = vec![PollFd::new(&fd, flags)];
+    fds.extend(interrupt.map(|interrupt| PollFd::new(interrupt, PollFlags::IN)));
+    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&timeout))).is_ok() && !fds[0].revents().is_empty()
 }
 
 impl Shared {
@@ -314,7 +327,7 @@ impl Shared {
                     self.unkick();
                 }
                 pause = (pause * 2).min(LONGEST_PAUSE);
-                if let Ok(socket) = connect(&self.address) {
+                if let Ok(socket) = connect(&self.address, Some(&self.kick)) {
                     self.resume_all(Arc::new(socket));
                     pause = SHORTEST_PAUSE;
                 }
@@ -531,7 +544,10 @@ fn subscriber_end(endpoint: &Endpoint, link: Link, fds: &mut Vec<OwnedFd>) -> Re
     let party = match (&ring, &endpoint.own_ring, u8::try_from(link.slot)) {
         (Some(ring), _, _) => ring.party(),
         // The producer's line is in the subscription's own ring.
-        (None, Some(own), Ok(slot)) => own.party(slot),
+        (None, Some(own), Ok(slot)) => {
+            own.taken.producer_comes(slot);
+            own.mapping.party(slot)
+        }
         _ => return Err("there is no such producer slot".into()),
     };
     Ok(SubscriberEnd { link, ring, peer: PeerEnd::new(party, doorbell) })

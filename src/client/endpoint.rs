@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
@@ -15,6 +16,7 @@ use crate::channel::ChannelSpec;
 use crate::control::message::Link;
 use crate::error::Error;
 use crate::memory::fork::ForkWord;
+use crate::ring::mpsc::TakenSlots;
 use crate::wait::futex;
 
 /// Which side an endpoint is.
@@ -44,13 +46,21 @@ pub(super) const NO_NEWS: u32 = 1;
 /// What it is in a process that has inherited the endpoint and must not use it.
 pub(super) const FORKED: u32 = 0;
 
+/// A subscription's own ring.
+#[derive(Debug)]
+pub(super) struct OwnRing {
+    pub(super) mapping: MpscRing,
+    /// Which slots have a producer: its consumer has to know that before the producer does.
+    pub(super) taken: Arc<TakenSlots>,
+}
+
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) id: u64,
     pub(super) side: Side,
     pub(super) spec: ChannelSpec,
-    /// A subscription's own ring, if the channel is mpsc.
-    pub(super) own_ring: Option<MpscRing>,
+    /// What the conductor has to know of a subscription's own ring, if the channel is mpsc.
+    pub(super) own_ring: Option<OwnRing>,
     /// The objects it owns, to show to the next driver.
     pub(super) objects: Vec<OwnedFd>,
     /// Its links, to tell the next driver.
@@ -66,7 +76,7 @@ impl Endpoint {
         id: u64,
         side: Side,
         spec: ChannelSpec,
-        own_ring: Option<MpscRing>,
+        own_ring: Option<OwnRing>,
         objects: Vec<OwnedFd>,
     ) -> Result<Self, Error> {
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
@@ -95,10 +105,18 @@ impl Endpoint {
             Some(index) => drop(queue.remove(index)),
             None => queue.push_back(news),
         }
+        // Nor do failures, of which anybody can cause any number: the last ones tell enough.
+        const MOST_FAILURES: usize = 64;
+        let is_failure = |news: &News| matches!(news, News::Failed(_));
+        if queue.iter().filter(|news| is_failure(news)).count() > MOST_FAILURES
+            && let Some(oldest) = queue.iter().position(is_failure)
+        {
+            queue.remove(oldest);
+        }
         drop(queue);
         // The mutex publishes the news; this only says that there is some.
         let word = self.attention();
-        // By 2, so that it never is 0: that would mean something else.
+        // By 2, so that it never is 0: that would mean something else. Release: pairs with the Acquire load of `value_of`.
         word.fetch_add(2, Ordering::Release);
         futex::wake(word, true);
         self.ring();

@@ -445,10 +445,16 @@ impl Publication {
         // A claim record was withdrawn, perhaps: see `mpsc::Producer::take_withdrawn`.
         self.wake();
         let error = self.explain(length, error);
-        if error == OfferError::BackPressured && self.bell.is_used() && self.arm(length) {
-            return self.ring.claim(length).map_err(|error| self.explain(length, error));
+        if error != OfferError::BackPressured || !self.bell.is_used() || !self.arm(length) {
+            return Err(error);
         }
-        Err(error)
+        let third = self.ring.claim(length).map_err(|error| self.explain(length, error));
+        if third.is_err() {
+            // Another producer was quicker. We are not armed: the fd has to be readable instead. And again a record may have been withdrawn.
+            self.bell.ring(&self.endpoint);
+            self.wake();
+        }
+        third
     }
 
     fn explain(&mut self, length: usize, error: ClaimError) -> OfferError {
@@ -663,6 +669,9 @@ impl Publication {
         let ready = self.room_or_rid(length);
         if ready {
             self.awake();
+        } else if Fences::lost() {
+            // Nobody may have seen that we sleep: whoever waits on the fd has to look again.
+            self.bell.ring(&self.endpoint);
         }
         ready
     }
@@ -807,6 +816,9 @@ impl Batch<'_> {
 impl Drop for Batch<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.publication.wake();
+        // As for claims.
+        if !self.publication.endpoint.is_forked() {
+            self.publication.wake();
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::conductor::{Answer, Conductor};
-use super::endpoint::{Endpoint, FORKED, NO_NEWS, News, Side};
+use super::endpoint::{Endpoint, FORKED, NO_NEWS, News, OwnRing, Side};
 use super::link::{MpscRing, Page, PeerEnd, SingleRing, SubscriberEnd, wake_sleepers};
 use super::sleeper::{Bell, Wait, how, sleep_on};
 use crate::channel::{ChannelName, ChannelSpec, Kind, Properties, Subscribe};
@@ -325,24 +325,20 @@ impl Subscription {
             (Kind::Mpsc, None) => return Err(conductor.nonsense()),
             _ => None,
         };
-        let source = match &ring {
-            None => Source::Images(Vec::new()),
-            Some(ring) => {
+        let (source, own_ring) = match ring {
+            None => (Source::Images(Vec::new()), None),
+            Some(mapping) => {
                 // SAFETY: the driver has just made the ring for us; the mapping is kept beside.
-                let consumer = unsafe { mpsc::Consumer::new(ring.control(), ring.region()) };
-                Source::Mpsc(Box::new(MpscSource {
-                    consumer,
-                    images: Vec::new(),
-                    ids: [0; 256],
-                    spoilt: false,
-                    _ring: ring.clone(),
-                }))
+                let consumer = unsafe { mpsc::Consumer::new(mapping.control(), mapping.region()) };
+                let taken = Arc::clone(consumer.taken_slots());
+                let source = MpscSource { consumer, images: Vec::new(), ids: [0; 256], spoilt: false, _ring: mapping.clone() };
+                (Source::Mpsc(Box::new(source)), Some(OwnRing { mapping, taken }))
             }
         };
         let fences = conductor.fences();
         // SAFETY: the page is kept in `self`.
         unsafe { page.party().as_ref() }.begin(fences == Fences::AsymmetricCapable);
-        let endpoint = Arc::new(Endpoint::new(*id, Side::Subscription, spec.clone(), ring, objects)?);
+        let endpoint = Arc::new(Endpoint::new(*id, Side::Subscription, spec.clone(), own_ring, objects)?);
         let bell = Bell::new(&endpoint)?;
         conductor.announce(Arc::clone(&endpoint));
         Ok(Self {
@@ -507,6 +503,10 @@ impl Subscription {
                         }
                     };
                     let id = source.ids[usize::from(frame.slot)];
+                    if id == 0 && self.endpoint.has_news(self.seen) {
+                        // Of an image that the next poll will know.
+                        break;
+                    }
                     let action = handler(message(&frame, source.consumer.payload(&frame), id));
                     if action == Action::Abort {
                         stopped = true;
@@ -668,6 +668,8 @@ impl Subscription {
                 outcome
             }
             Source::Mpsc(source) => match source.release(own, false).and_then(|()| source.read()) {
+                // Of an image that the next call will know.
+                Ok(Some(frame)) if source.ids[usize::from(frame.slot)] == 0 && self.endpoint.has_news(self.seen) => Ok(None),
                 Ok(Some(frame)) => {
                     source.consumer.advance(&frame);
                     Ok(Some(Found { index: 0, frame }))
@@ -772,7 +774,6 @@ impl Subscription {
             }
             (Source::Mpsc(source), _) => {
                 source.ids[usize::from(link.slot as u8)] = link.id;
-                source.consumer.producer_comes(link.slot as u8);
                 source.images.push(end);
             }
             (Source::Images(_), None) => {}
@@ -830,7 +831,11 @@ impl Subscription {
             }
             Source::Mpsc(source) => {
                 let index = source.images.iter().position(|end| end.link.id == link);
-                index.map(|index| source.images.swap_remove(index))
+                index.map(|index| {
+                    let end = source.images.swap_remove(index);
+                    source.ids[usize::from(end.link.slot as u8)] = 0;
+                    end
+                })
             }
         };
         let Some(end) = end else { return };
@@ -968,8 +973,9 @@ impl Subscription {
         self.bell.hear(&self.endpoint, self.doorbells());
         self.fall_asleep(How::Doorbell);
         // News is looked at, too: its bell may just have been heard. Each event makes the fd readable once, whether it is fetched or not.
+        // So does a fence that was lost: nobody may have seen that we sleep.
         let ready = self.look(false).is_some();
-        if ready || std::mem::take(&mut self.fresh_events) {
+        if ready || std::mem::take(&mut self.fresh_events) || Fences::lost() {
             self.awake();
             self.bell.ring(&self.endpoint);
         }

@@ -12,8 +12,9 @@
 
 use core::ptr::NonNull;
 use core::sync::atomic::compiler_fence;
+use std::sync::Arc;
 
-use super::atomic::Ordering;
+use super::atomic::{AtomicU64, Ordering};
 use super::frame::{self, Decoded, HEADER_LENGTH, frame_length};
 use super::layout::{ClaimLine, MAX_PRODUCERS, MpscControl};
 use super::region::Region;
@@ -232,6 +233,42 @@ impl Producer {
     }
 }
 
+/// Slots that have a producer. The others' records say nothing, whoever wrote them.
+///
+/// The consumer shares it with the thread that learns of new producers: a consumer in the middle of a look must know of a producer whose claim it finds.
+#[derive(Debug)]
+pub struct TakenSlots([AtomicU64; MAX_PRODUCERS / 64]);
+
+impl TakenSlots {
+    fn new() -> Self {
+        Self(core::array::from_fn(|_| AtomicU64::new(0)))
+    }
+
+    fn word(&self, slot: u8) -> (&AtomicU64, u64) {
+        (&self.0[usize::from(slot) / 64], 1 << (slot % 64))
+    }
+
+    /// The slot will have a producer: to be called before that one learns of it.
+    ///
+    /// Relaxed: what leads from here to the producer's first claim orders it before that claim's Release CAS on the tail, which the consumer
+    /// acquires before it looks here.
+    pub fn producer_comes(&self, slot: u8) {
+        let (word, bit) = self.word(slot);
+        word.fetch_or(bit, Ordering::Relaxed);
+    }
+
+    /// Relaxed: a next producer of the slot comes only after the driver was told that it is free.
+    fn producer_has_left(&self, slot: u8) {
+        let (word, bit) = self.word(slot);
+        word.fetch_and(!bit, Ordering::Relaxed);
+    }
+
+    fn contains(&self, slot: u8) -> bool {
+        let (word, bit) = self.word(slot);
+        word.load(Ordering::Relaxed) & bit != 0
+    }
+}
+
 /// The reading end.
 #[derive(Debug)]
 pub struct Consumer {
@@ -241,8 +278,7 @@ pub struct Consumer {
     /// Everything before it is zeroed and given back.
     published: u64,
     max_payload: u64,
-    /// Slots that have a producer. The others' records say nothing, whoever wrote them.
-    taken: [bool; MAX_PRODUCERS],
+    taken: Arc<TakenSlots>,
     /// Producers that have left or died, until all they claimed is behind us.
     gone: Vec<Gone>,
 }
@@ -265,7 +301,7 @@ impl Consumer {
     /// `control` and `region` stay mapped, writable, as long as the consumer lives; both were zero (the identity aside); there is no other consumer.
     pub unsafe fn new(control: NonNull<MpscControl>, region: Region) -> Self {
         let max_payload = max_payload(region.capacity());
-        Self { region, control, position: 0, published: 0, max_payload, taken: [false; MAX_PRODUCERS], gone: Vec::new() }
+        Self { region, control, position: 0, published: 0, max_payload, taken: Arc::new(TakenSlots::new()), gone: Vec::new() }
     }
 
     fn control(&self) -> &MpscControl {
@@ -289,9 +325,9 @@ impl Consumer {
         self.control().tail.tail.load(Ordering::Acquire)
     }
 
-    /// Takes note that the slot will have a producer: to be called before it has.
-    pub fn producer_comes(&mut self, slot: u8) {
-        self.taken[usize::from(slot)] = true;
+    /// Where to say which slots get a producer.
+    pub fn taken_slots(&self) -> &Arc<TakenSlots> {
+        &self.taken
     }
 
     /// Takes note that the producer in `slot` has closed or died: nothing of it follows, and what it left unfinished is repaired.
@@ -305,7 +341,7 @@ impl Consumer {
     pub fn take_finished(&mut self) -> Option<u8> {
         let index = self.gone.iter().position(|gone| gone.end <= self.position)?;
         let slot = self.gone.swap_remove(index).slot;
-        self.taken[usize::from(slot)] = false;
+        self.taken.producer_has_left(slot);
         // An intent the dead never carried out must not look like one of the slot's next producer.
         let producer = &self.control().producers[usize::from(slot)];
         // Relaxed: nobody but us reads it before the slot has its next producer, and the driver comes between.
@@ -403,7 +439,7 @@ impl Consumer {
                 let start = producer.claim.start.load(Ordering::Acquire);
                 (slot, start, producer.claim.length.load(Ordering::Relaxed))
             })
-            .filter(|&(slot, start, _)| start != NO_CLAIM && self.taken[usize::from(slot)])
+            .filter(|&(slot, start, _)| start != NO_CLAIM && self.taken.contains(slot))
             .collect();
         let is_gone = |slot: u8| self.gone.iter().any(|gone| gone.slot == slot);
         // Relaxed, here and below: the records are acquired before, and who finds a header here reads it again.

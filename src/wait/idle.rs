@@ -112,7 +112,8 @@ impl Idler {
 
     /// Whether the strategy spins now: if so the caller does, for a few quick looks between two [steps](Self::step).
     pub(crate) fn spins(&mut self) -> bool {
-        self.looks += 1;
+        // Only steps are counted, as only they look at the clock; but the wait has begun.
+        self.looks = self.looks.max(1);
         match self.strategy {
             Idle::BusySpin => true,
             Idle::Adaptive => !self.budget.is_zero(),
@@ -122,7 +123,7 @@ impl Idler {
 
     /// One more look was in vain.
     pub(crate) fn step(&mut self) -> Step {
-        self.looks += 1;
+        self.looks = self.looks.saturating_add(1);
         match self.strategy {
             Idle::BusySpin => core::hint::spin_loop(),
             Idle::Yielding => self.backoff.snooze(),

@@ -81,7 +81,7 @@ impl Mpsc {
             Operation::Release { all, .. } => self.release(all),
             Operation::Join { party } => {
                 if let Slot::Free = self.slots[party] {
-                    self.consumer.producer_comes(party as u8);
+                    self.consumer.taken_slots().producer_comes(party as u8);
                     // SAFETY: the producer goes before the memory; one a slot.
                     let producer = unsafe { Producer::new(self.ring.control(), self.ring.region(), party as u8) };
                     self.slots[party] = Slot::Alive(producer);
