@@ -4,24 +4,28 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::IoSliceMut;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, Shutdown, sockopt};
 
 /// Threads of a user, at most. All that each can do is to keep its own user's rubbish waiting.
 const MOST_THREADS: usize = 4;
 
-/// What may wait for these threads before nothing more is taken: a burst is not yet an attack.
-const MOST_WAITING: usize = 64;
+/// How long all of them may be held up before nothing more is taken.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is to be closed, of each user that has anything of that sort.
 #[derive(Debug, Default)]
 pub(crate) struct Disposal(HashMap<u32, Arc<Mutex<Heap>>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Heap {
     threads: usize,
     waiting: VecDeque<Vec<OwnedFd>>,
+    /// When something was last taken from it.
+    taken_at: Instant,
 }
 
 impl Disposal {
@@ -31,8 +35,9 @@ impl Disposal {
             return;
         }
         self.0.retain(|_, heap| !is_idle(heap));
-        let heap = self.0.entry(uid).or_default();
-        let mut locked = heap.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Heap { threads: 0, waiting: VecDeque::new(), taken_at: Instant::now() };
+        let heap = self.0.entry(uid).or_insert_with(|| Arc::new(Mutex::new(new())));
+        let mut locked = heap.lock();
         locked.waiting.push_back(fds);
         if locked.threads < MOST_THREADS {
             let heap = Arc::clone(heap);
@@ -51,25 +56,28 @@ impl Disposal {
         }
     }
 
-    /// Whether the user has sent more than is closed by now: nothing more should be taken from him.
-    pub(crate) fn is_behind(&self, uid: u32) -> bool {
-        self.0.get(&uid).is_some_and(|heap| !heap.lock().unwrap_or_else(PoisonError::into_inner).waiting.len() > MOST_WAITING)
+    /// Whether all threads of the user are held up and more waits: nothing more should be taken from him.
+    pub(crate) fn is_held_up(&self, uid: u32) -> bool {
+        let Some(heap) = self.0.get(&uid) else { return false };
+        let heap = heap.lock();
+        !heap.waiting.is_empty() && heap.taken_at.elapsed() > PATIENCE
     }
 }
 
 fn is_idle(heap: &Mutex<Heap>) -> bool {
-    let heap = heap.lock().unwrap_or_else(PoisonError::into_inner);
+    let heap = heap.lock();
     heap.threads == 0 && heap.waiting.is_empty()
 }
 
 /// A thread's work: closes all that waits.
 fn work(heap: &Mutex<Heap>) {
     loop {
-        let mut locked = heap.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut locked = heap.lock();
         let Some(fds) = locked.waiting.pop_front() else {
             locked.threads -= 1;
             return;
         };
+        locked.taken_at = Instant::now();
         drop(locked);
         drop(fds);
     }

@@ -221,7 +221,7 @@ impl Driver {
                 return self.disposal.hang_up(NOBODY, socket);
             }
         };
-        if self.disposal.is_behind(credentials.uid) {
+        if self.disposal.is_held_up(credentials.uid) {
             tracing::warn!(uid = credentials.uid, "turned away: what this user has sent is not closed yet");
             say_full(&socket);
             return self.disposal.hang_up(credentials.uid, socket);

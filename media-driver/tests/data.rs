@@ -539,3 +539,55 @@ fn who_waits_gives_all_the_room_back() {
         assert_eq!(publisher.join().expect("no panic"), Ok(()));
     }
 }
+
+/// One producer has left in the middle of what is read, so that the consumer goes by the claim records; another comes and claims behind it.
+#[test]
+fn a_publication_that_comes_in_the_middle_of_a_poll_is_known_before_its_first_claim() {
+    let (_driver, client) = launch();
+    let channel = || client.channel("newcomer").kind(Kind::Mpsc).capacity(SMALLEST);
+    let mut subscription = channel().subscription().expect("a subscription");
+    for how in ["holds a claim", "has committed"] {
+        let mut first = channel().publication().expect("a publication");
+        connect(&mut first, 1);
+        assert!(matches!(event(&mut subscription), ImageEvent::Available(_)));
+        first.offer(b"first").expect("room");
+        first.offer(b"second").expect("room");
+        let left = subscription.images();
+        drop(first);
+        let mut newcomer = None;
+        let mut got = Vec::new();
+        // Only with the end of the first one known is the ring read by the records.
+        until("its end", || client.list().expect("an answer").len() == 1);
+        let read = |message: ringbus::Message<'_>| {
+            got.push(message.image());
+            if newcomer.is_none() {
+                let mut publication = channel().publication().expect("a publication");
+                connect(&mut publication, 1);
+                if how == "holds a claim" {
+                    std::mem::forget(publication.try_claim(8).expect("room"));
+                } else {
+                    publication.offer(b"third").expect("room");
+                }
+                newcomer = Some(publication);
+            }
+        };
+        assert_eq!(subscription.poll(read, 100), Ok(2), "{how}");
+        assert_eq!(got, [left[0].id; 2], "{how}");
+        let mut newcomer = newcomer.expect("it came");
+        if how == "holds a claim" {
+            newcomer.offer(b"third").expect("room");
+        }
+        let message = subscription.recv_until(in_time()).expect("a message");
+        assert_eq!(message.payload(), b"third", "{how}");
+        let image = message.image();
+        let images = subscription.images();
+        let of = images.iter().find(|known| known.id == image).map(|known| known.publication);
+        assert_eq!(of, Some(newcomer.id()), "{how}");
+        drop(newcomer);
+        until("its end", || {
+            while subscription.next_event().is_some() {}
+            subscription.poll(|_| panic!("a message"), 1).expect("no error");
+            subscription.images().is_empty()
+        });
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use media_driver::EmbeddedDriver;
 use ringbus::{Client, Error, Kind, OfferError, Overflow, PollError, Publication, Ready, RecvError, Subscription};
 use testing::{DriverProcess, KINDS, Party, Role, assert_works, connect, in_a_child, in_time, pair};
 
@@ -11,6 +12,7 @@ fn child() {
     match role.name.as_str() {
         "driver" => testing::play_driver(role),
         "parent" => parent(role),
+        "host" => host(role),
         other => panic!("no role {other}"),
     }
 }
@@ -51,9 +53,9 @@ fn parent(role: Role) {
             // SAFETY: a process of its own, whose copies these are; the originals are in the parent.
             let (client, publication, subscription) = unsafe { std::ptr::read(&*copies) };
             let publication_name = publication.channel().name.to_string();
-            misuse(client, publication, subscription);
-            // With a client of its own the child is like any other process.
+            // With a client of its own the child is like any other process. Its thread may get the number that the parent's has.
             let own = Client::builder().address(address.clone()).connect().expect("a client of the child's own");
+            misuse(client, publication, subscription);
             assert_eq!(own.list().expect("the driver's table").len(), 2, "the parent's {publication_name}");
             let (mut publication, mut subscription) = pair(&own, "of-the-child", kind, Overflow::Block, 4096);
             assert_works(&mut publication, &mut subscription);
@@ -76,6 +78,41 @@ fn parent(role: Role) {
     }
     assert_eq!(subscription.recv_until(Some(Instant::now())).err(), Some(RecvError::TimedOut), "nothing came from the child");
     role.say("done");
+}
+
+/// Forks with what has more to do when it is dropped: a batch, and a driver inside.
+fn host(role: Role) {
+    let driver = EmbeddedDriver::launch().expect("a driver");
+    let client = driver.connect().expect("a client");
+    for kind in KINDS {
+        let (mut publication, mut subscription) = pair(&client, &kind.to_string(), kind, Overflow::Block, 4096);
+        let mut batch = publication.batch();
+        batch.offer(b"one").expect("room");
+        assert!(in_a_child(|| {
+            // SAFETY: a process of its own, whose copy this is.
+            drop(unsafe { std::ptr::read(&raw const batch) });
+        }));
+        batch.offer(b"two").expect("room");
+        drop(batch);
+        for text in ["one", "two"] {
+            assert_eq!(subscription.recv_until(in_time()).expect("a message").payload(), text.as_bytes());
+        }
+    }
+    assert!(in_a_child(|| {
+        // SAFETY: as above.
+        drop(unsafe { std::ptr::read(&raw const driver) });
+    }));
+    let (mut publication, mut subscription) = pair(&client, "after", Kind::Broadcast, Overflow::Block, 4096);
+    assert_works(&mut publication, &mut subscription);
+    role.say("done");
+}
+
+#[test]
+fn a_child_drops_what_it_has_inherited_without_harm() {
+    let driver = DriverProcess::launch();
+    let party = Party::start("host", &driver.address, &[]);
+    party.expect("done");
+    party.finish();
 }
 
 #[test]

@@ -543,29 +543,129 @@ fn descriptors_that_are_slow_to_close_do_not_hold_the_driver_up() {
     let question = socket::encode(&Request::List { request: 1 });
     let too_long = vec![0; MAX_MESSAGE + 1];
     let greeting = Greeting::own().to_bytes();
-    let cases: [(bool, &[u8]); 6] = [
-        (false, b"nonsense"),
-        (false, &too_long),
-        (false, &greeting),
-        (true, b"\xFFnonsense"),
-        (true, &question),
-        (true, &too_long),
+    // Greeted or not; what comes first, if anything; what the descriptor comes with.
+    type Case<'a> = (bool, Option<&'a [u8]>, &'a [u8]);
+    let cases: [Case<'_>; 9] = [
+        (false, None, b"nonsense"),
+        (false, None, &too_long),
+        (false, None, &greeting),
+        (true, None, b"\xFFnonsense"),
+        (true, None, &question),
+        (true, None, &too_long),
+        // The driver hangs up before it has read the second.
+        (false, Some(b"nonsense"), b"more"),
+        (true, Some(b"\xFFnonsense"), &question),
+        (true, Some(b""), &question),
     ];
-    for (greeted, bytes) in cases {
+    for (greeted, first, bytes) in cases {
         let raw = if greeted { Raw::greeted(&scene.driver.address) } else { Raw::silent(&scene.driver.address) };
         let (socket, peer) = lingering();
         // So that its close is the last one.
         scene.driver.party().stop();
+        first.iter().for_each(|bytes| raw.send(bytes, &[]));
         raw.send(bytes, &[socket.as_fd()]);
         drop(socket);
         let began = Instant::now();
         scene.driver.party().go_on();
         while raw.receive().is_some() {}
         scene.client.list().expect("an answer");
-        assert!(began.elapsed() < BOUND, "{greeted} {:?}: {:?}", &bytes[..8], began.elapsed());
+        assert!(began.elapsed() < BOUND, "{greeted} {first:?} {:?}: {:?}", &bytes[..4], began.elapsed());
         drop(peer);
     }
     scene.end();
+}
+
+/// What the driver gives to a client that adds something.
+fn added(raw: &Raw, request: &Request) -> (u64, ChannelSpec, Vec<OwnedFd>) {
+    raw.ask(request);
+    match raw.event() {
+        (Event::PublicationAdded { id, spec, .. } | Event::SubscriptionAdded { id, spec, .. }, fds) => (id, spec, fds),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The link that the driver offers to the subscription, which accepts it.
+fn accept(raw: &Raw) -> Link {
+    let (Event::SubscriberLink { link }, _) = raw.event() else { panic!("a link") };
+    raw.ask(&Request::LinkReady { link: link.id });
+    link
+}
+
+fn send_with(raw: &Raw, request: &Request, fds: &[OwnedFd]) {
+    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    raw.send(&socket::encode(request), &fds);
+}
+
+/// A publication that comes back before its subscription does, and says of their link that it has the number of another one.
+#[test]
+fn who_lies_about_a_link_to_a_new_driver_gets_no_number_of_others() {
+    let mut driver = DriverProcess::launch();
+    let add = |request| Request::AddPublication { request, name: name("liars"), properties: properties(Kind::Broadcast) };
+    let subscriber = Raw::greeted(&driver.address);
+    let add_subscription = Request::AddSubscription { request: 1, name: name("liars"), properties: properties(Kind::Broadcast) };
+    let (subscription, spec, page) = added(&subscriber, &add_subscription);
+    subscriber.ask(&Request::Ready { object: subscription });
+    let liar = Raw::greeted(&driver.address);
+    let (lying, _, ring) = added(&liar, &add(1));
+    liar.ask(&Request::Ready { object: lying });
+    let link = accept(&subscriber);
+    let honest = Raw::greeted(&driver.address);
+    let (other, ..) = added(&honest, &add(1));
+    honest.ask(&Request::Ready { object: other });
+    let others = accept(&subscriber);
+    assert_ne!(link.line, others.line);
+    driver.kill();
+    driver.start_again();
+    let liar = Raw::greeted(&driver.address);
+    send_with(&liar, &Request::ResumePublication { id: lying, spec: spec.clone() }, &ring);
+    liar.ask(&Request::ResumeLink { object: lying, link: Link { line: others.line, ..link } });
+    liar.ask(&Request::Ready { object: lying });
+    assert!(liar.settle());
+    let subscriber = Raw::greeted(&driver.address);
+    send_with(&subscriber, &Request::ResumeSubscription { id: subscription, spec }, &page);
+    for link in [link, others] {
+        subscriber.ask(&Request::ResumeLink { object: subscription, link });
+    }
+    subscriber.ask(&Request::Ready { object: subscription });
+    assert!(subscriber.settle());
+    // The end of the lie gives back the number that the link had.
+    liar.ask(&Request::Close { object: lying });
+    assert!(liar.settle());
+    subscriber.ask(&Request::LinkDone { link: link.id });
+    assert!(subscriber.settle());
+    let newcomer = Raw::greeted(&driver.address);
+    let (new, ..) = added(&newcomer, &add(1));
+    newcomer.ask(&Request::Ready { object: new });
+    let given = accept(&subscriber);
+    assert_ne!(given.line, others.line, "the other link has it");
+}
+
+/// Halves of links to a subscription that is not ready, again and again.
+#[test]
+fn links_that_only_a_publication_has_told_of_end_with_it() {
+    let driver = DriverProcess::launch();
+    let client = driver.connect();
+    let subscriber = Raw::greeted(&driver.address);
+    let add = Request::AddSubscription { request: 1, name: name("halves"), properties: properties(Kind::Broadcast) };
+    let (subscription, ..) = added(&subscriber, &add);
+    let hostile = Raw::greeted(&driver.address);
+    let add = Request::AddPublication { request: 1, name: name("halves"), properties: properties(Kind::Broadcast) };
+    let (publication, spec, ring) = added(&hostile, &add);
+    let peer = Process::of(std::process::id()).expect("this one");
+    for round in 0..10 {
+        hostile.ask(&Request::Close { object: publication });
+        send_with(&hostile, &Request::ResumePublication { id: publication, spec: spec.clone() }, &ring);
+        for slot in 0..100 {
+            let id = 1 + round * 100 + u64::from(slot);
+            let link = Link { id, publication, subscription, slot, line: slot, page_size: SMALLEST, peer };
+            hostile.ask(&Request::ResumeLink { object: publication, link });
+        }
+        assert!(hostile.settle());
+    }
+    hostile.ask(&Request::Close { object: publication });
+    assert!(hostile.settle());
+    let links: Vec<u32> = client.list().expect("it answers").iter().map(|entry| entry.links).collect();
+    assert_eq!(links, [0]);
 }
 
 /// A link that somebody makes up, between something of his own and something of others, must not free what those hold.

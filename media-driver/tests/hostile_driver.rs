@@ -320,3 +320,38 @@ fn a_client_survives_a_hostile_driver() {
     }
     println!("{} packets from a hostile driver", ANSWERS.load(Ordering::Relaxed));
 }
+
+/// Nobody should wait for a driver that does not answer in order to be rid of it.
+#[test]
+fn a_client_whose_driver_says_nothing_any_more_can_be_dropped() {
+    let address = Address::Abstract(format!("ringbus-silent-{}", std::process::id()));
+    let listener = new_socket(SocketFlags::empty()).expect("a socket");
+    rustix::net::bind(&listener, &address.to_socket_address().expect("an address")).expect("it is free");
+    rustix::net::listen(&listener, 0).expect("it listens");
+    let welcome = {
+        let listener = listener.try_clone().expect("an fd");
+        std::thread::spawn(move || {
+            let socket = rustix::net::accept(&listener).expect("a client");
+            socket::send(&socket, &Greeting::own().to_bytes(), &[], SendFlags::empty()).expect("it listens");
+            socket
+        })
+    };
+    let clients = [(); 1].map(|()| Client::builder().address(address.clone()).connect().expect("a client"));
+    // It reconnects, and waits for a greeting.
+    drop(welcome.join().expect("a socket"));
+    assert!(readable(&listener, PATIENCE), "it is back");
+    // And where not even a place in the queue is left.
+    let began = Instant::now();
+    drop(clients);
+    assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
+    let crowd: Vec<_> = std::iter::repeat_with(|| {
+        let socket = new_socket(SocketFlags::NONBLOCK).expect("a socket");
+        let connected = rustix::net::connect(&socket, &address.to_socket_address().expect("an address"));
+        connected.is_ok().then_some(socket)
+    })
+    .take_while(Option::is_some)
+    .collect();
+    let error = Client::builder().address(address.clone()).connect().err().expect("nobody accepts it").to_string();
+    assert!(error.contains("is it stopped?"), "{error}");
+    drop(crowd);
+}

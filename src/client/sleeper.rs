@@ -174,3 +174,30 @@ impl Bell {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
+
+    use super::super::endpoint::Side;
+    use super::*;
+    use crate::channel::Properties;
+
+    /// Found by review: as long as enough peers ring as fast as we hear, hearing had no end.
+    #[test]
+    fn hearing_ends_though_peers_ring_without_end() {
+        let spec = ChannelSpec::new("a".parse().unwrap(), 0, &Properties::default()).unwrap();
+        let endpoint = Endpoint::new(1, Side::Publication, spec, None, Vec::new()).unwrap();
+        let bell = Bell::new(&endpoint).unwrap();
+        let pair = || socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::empty(), None).unwrap();
+        let (ours, theirs): (Vec<_>, Vec<_>) = (0..200).map(|_| pair()).unzip();
+        let doorbells: Vec<(u64, Doorbell)> = (1..).zip(ours.into_iter().map(Doorbell::new)).collect();
+        doorbells.iter().for_each(|(link, doorbell)| bell.add(doorbell, *link));
+        // More than it may hear, and so as good as no end.
+        theirs.iter().for_each(|peer| drop(send(peer, &[1; 100_000], SendFlags::DONTWAIT).unwrap()));
+        bell.hear(&endpoint, doorbells.iter().map(|(link, doorbell)| (*link, doorbell)));
+        let (_, first) = &doorbells[0];
+        let mut byte = [0; 1];
+        assert!(rustix::net::recv(first, &mut byte, rustix::net::RecvFlags::DONTWAIT).is_ok(), "it has heard all of it");
+    }
+}

@@ -245,6 +245,19 @@ mod tests {
         assert_eq!(idler.spin, SHORTEST_SPIN);
     }
 
+    /// Found by review: something that is no message came while it spun, and from then on it never looked at the clock again.
+    #[test]
+    fn adaptive_sleeps_in_the_end_also_if_spinning_was_interrupted() {
+        for interruptions in 0..4 {
+            let mut idler = Idler::new(Idle::Adaptive);
+            (0..interruptions).for_each(|_| drop(idler.spins()));
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while idler.spins() && idler.step() == Step::Again {
+                assert!(Instant::now() < deadline, "it spins for ever");
+            }
+        }
+    }
+
     #[test]
     fn adaptive_finds_out_when_spinning_pays_again() {
         let mut idler = Idler::new(Idle::Adaptive);
