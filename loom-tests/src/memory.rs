@@ -134,9 +134,14 @@ impl MpscMemory {
 
     /// The one consumer. It expects a producer in every slot.
     pub fn consumer(self: &Arc<Self>) -> Mapped<mpsc::Consumer, Self> {
+        self.consumer_of(0..MAX_PRODUCERS as u8)
+    }
+
+    /// The one consumer, which knows of producers in these slots.
+    pub fn consumer_of(self: &Arc<Self>, slots: impl IntoIterator<Item = u8>) -> Mapped<mpsc::Consumer, Self> {
         // SAFETY: the memory lives as long as `Mapped`, and each model makes one consumer.
-        let mut end = unsafe { mpsc::Consumer::new(NonNull::from(&self.control), self.region.clone()) };
-        (0..MAX_PRODUCERS as u8).for_each(|slot| end.taken_slots().producer_comes(slot));
+        let end = unsafe { mpsc::Consumer::new(NonNull::from(&self.control), self.region.clone()) };
+        slots.into_iter().for_each(|slot| end.taken_slots().producer_comes(slot));
         Mapped { end, memory: self.clone() }
     }
 

@@ -393,3 +393,29 @@ fn a_claim_that_fails_hides_no_header() {
         assert_eq!(got.map(|frame| message_of(&consumer.payload(&frame))), Some(1));
     });
 }
+
+/// A producer that comes while the consumer goes by the records: what leads from the word of its coming to its first claim is here the order of its own thread. Bound: 3 preemptions.
+#[test]
+fn a_newcomer_is_known_before_its_first_claim() {
+    explore(3, || {
+        let memory = MpscMemory::new(64);
+        // None has a producer at first, but for the slot of one that is gone and has left nothing.
+        let mut consumer = memory.consumer_of([0]);
+        consumer.producer_gone(0);
+        let taken = consumer.taken_slots().clone();
+        let newcomer = thread::spawn({
+            let mut producer = memory.producer(1);
+            move || {
+                taken.producer_comes(1);
+                assert!(producer.offer(0, &payload(1, 8)).is_ok());
+            }
+        });
+        let mut got = None;
+        for _ in 0..2 {
+            got = got.or(consumer.read().unwrap());
+        }
+        newcomer.join().unwrap();
+        got = got.or(consumer.read().unwrap());
+        assert_eq!(got.map(|frame| message_of(&consumer.payload(&frame))), Some(1));
+    });
+}

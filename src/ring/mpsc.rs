@@ -237,7 +237,7 @@ impl Producer {
 ///
 /// The consumer shares it with the thread that learns of new producers: a consumer in the middle of a look must know of a producer whose claim it finds.
 #[derive(Debug)]
-pub struct TakenSlots([AtomicU64; MAX_PRODUCERS / 64]);
+pub struct TakenSlots([AtomicU64; MAX_PRODUCERS.div_ceil(64)]);
 
 impl TakenSlots {
     fn new() -> Self {
