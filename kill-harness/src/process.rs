@@ -116,3 +116,17 @@ pub fn until(what: &str, mut reached: impl FnMut() -> bool) -> Result<(), String
     }
     Ok(())
 }
+
+/// Where the program itself is mapped, from its first byte to its last.
+pub fn own_text() -> &'static std::ops::Range<u64> {
+    static RANGE: std::sync::OnceLock<std::ops::Range<u64>> = std::sync::OnceLock::new();
+    RANGE.get_or_init(|| {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("it is mounted");
+        let program = std::fs::read_link("/proc/self/exe").expect("it is there");
+        let ours = maps.lines().filter(|line| line.ends_with(&*program.to_string_lossy()));
+        let number = |text: &str| u64::from_str_radix(text, 16).expect("a number");
+        let ranges = ours.filter_map(|line| line.split_whitespace().next()?.split_once('-'));
+        let (starts, ends): (Vec<u64>, Vec<u64>) = ranges.map(|(start, end)| (number(start), number(end))).unzip();
+        starts.into_iter().min().unwrap_or(0)..ends.into_iter().max().unwrap_or(0)
+    })
+}

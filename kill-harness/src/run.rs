@@ -187,7 +187,18 @@ fn case(options: &Options, seed: u64, operation: Operation, kind: Kind, row: &mu
     // The last one's place is free, too.
     scene.strike(Blow::Kill, trace, Point::After(0), true).map_err(|error| format!("after the last: {error}"))?;
     row.reached = reached.intersection(&addresses).count();
+    tell_never_hit(operation, kind, addresses.difference(&reached).copied().collect());
     Ok(())
+}
+
+/// Says which instructions were executed in a recording and never again: those of the program by their offsets, for `addr2line`.
+fn tell_never_hit(operation: Operation, kind: Kind, mut never: Vec<u64>) {
+    never.sort_unstable();
+    let (own, others): (Vec<u64>, Vec<u64>) = never.into_iter().partition(|address| process::own_text().contains(address));
+    let own: Vec<String> = own.iter().map(|address| format!("{:#x}", address - process::own_text().start)).collect();
+    if !own.is_empty() || !others.is_empty() {
+        println!("{operation} {kind}: not hit: {} of libraries, {} of the program: {}", others.len(), own.len(), own.join(" "));
+    }
 }
 
 /// The longest of those that make the same system calls in the same places as most do.
