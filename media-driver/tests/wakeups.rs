@@ -254,6 +254,35 @@ fn no_room_is_slept_through_in_an_event_loop_without_membarrier() {
     play(SPACE, Kind::Broadcast, "edge", [false, false]);
 }
 
+/// Room for one message, for which several publications wait in event loops. Found by review: one that was woken, and found the room taken by another, was neither armed nor woken again.
+#[test]
+fn no_room_is_slept_through_that_another_takes() {
+    const RIVALS: usize = 3;
+    let driver = EmbeddedDriver::launch().expect("a driver");
+    let client = driver.connect().expect("a client");
+    let channel = || client.channel("rivals").kind(Kind::Mpsc).capacity(4096).idle(Idle::Parking);
+    let mut subscription = channel().subscription().expect("a subscription");
+    std::thread::scope(|scope| {
+        for _ in 0..RIVALS {
+            scope.spawn(|| {
+                let mut publication = channel().publication().expect("a publication");
+                connect(&mut publication, 1);
+                let events = EventLoop::around(&publication, EventFlags::IN);
+                let mut message = [0; LARGE];
+                for number in numbers().chain([NO_MORE]) {
+                    message[..8].copy_from_slice(&number.to_le_bytes());
+                    offer(Some(&events), &mut publication, &message);
+                }
+            });
+        }
+        let mut done = 0;
+        while done < RIVALS {
+            let message = subscription.recv_until(Some(Instant::now() + LOST)).expect("a message");
+            done += usize::from(message.payload()[..8] == NO_MORE.to_le_bytes());
+        }
+    });
+}
+
 /// Who commits may do without a fence only if all who may sleep can call `membarrier`. Which it is nobody can see but in the debug output; that a sleeper would be missed otherwise, `fences` shows.
 #[test]
 fn one_peer_without_membarrier_makes_all_commits_pass_a_fence() {
