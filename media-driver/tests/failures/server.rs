@@ -16,7 +16,7 @@ use rustix::net::{
     UCred,
 };
 use rustix::process::{Gid, Pid, Uid};
-use testing::{DriverProcess, Party, Role, assert_works, pair, skip_unless_root, thread_id, until};
+use testing::{DriverProcess, PATIENCE, Party, Role, assert_works, pair, skip_unless_root, thread_id, until};
 
 use crate::by_hand::Raw;
 use crate::{SMALLEST, STALL, assert_hangs, nowhere, observed};
@@ -174,15 +174,15 @@ fn a_silent_client_stalls_the_server() {
     let thread = naive.hear();
     let mut silent = UnixStream::connect(&path).expect("it listens");
     let mut other = UnixStream::connect(&path).expect("it listens");
-    let mut ask = || {
+    let mut ask = |patience| {
         other.write_all(b"?").expect("room");
-        other.set_read_timeout(Some(STALL)).expect("a timeout");
+        other.set_read_timeout(Some(patience)).expect("a timeout");
         other.read_exact(&mut [0; ANSWER])
     };
-    ask().expect("it is served");
+    ask(PATIENCE).expect("it is served");
     silent.write_all(&[b'?'; 2000]).expect("room");
     assert_hangs(&naive, &thread);
-    assert!(ask().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock), "it is not served any more");
+    assert!(ask(STALL).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock), "it is not served any more");
     naive.kill();
 
     let driver = DriverProcess::launch();

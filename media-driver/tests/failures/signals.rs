@@ -15,7 +15,7 @@ use testing::{
 };
 
 use crate::by_hand::Raw;
-use crate::{SMALLEST, STALL, assert_hangs, assert_killed_by, nowhere, observed};
+use crate::{SMALLEST, assert_hangs, assert_killed_by, nowhere, observed};
 
 // ---- Storms ----
 
@@ -365,7 +365,7 @@ fn a_handler_that_allocates_deadlocks() {
         for signal in [Signal::TERM, Signal::INT].into_iter().cycle().take(200) {
             rustix::process::kill_process(Pid::from_raw(pid as i32).expect("a pid"), signal).expect("it is not reaped yet");
         }
-        let ending = daemon.ended_within(STALL * 10).expect("it ends");
+        let ending = daemon.ended_within(PATIENCE).expect("it ends");
         assert!(ending.success(), "{ending}");
         busy.join().expect("no panic");
         assert_eq!(fs::read_dir(directory.path()).expect("it is ours").count(), 0, "it has tidied up");
