@@ -11,10 +11,9 @@ use ringbus::control::message::Request;
 use ringbus::{Address, Client, Error, Idle, Kind, OfferError, Overflow};
 use rustix::process::{Pid, Signal};
 use testing::{
-    KINDS, Ledger, PATIENCE, Party, Role, assert_works, connect, in_time, pair, play_driver, readable, thread_id, until,
+    KINDS, Ledger, PATIENCE, Party, Raw, Role, assert_works, connect, in_time, pair, play_driver, readable, thread_id, until,
 };
 
-use crate::by_hand::Raw;
 use crate::{SMALLEST, assert_hangs, assert_killed_by, nowhere, observed};
 
 // ---- Storms ----
@@ -298,7 +297,7 @@ fn a_closed_socket_kills_the_writer() {
         let raw = Raw::greeted(&address);
         driver.stop();
         for request in 0..20 {
-            raw.ask(&Request::List { request }, &[]);
+            raw.ask(&Request::List { request });
         }
         drop(raw);
         driver.go_on();
