@@ -414,10 +414,12 @@ fn a_subscriber_of_a_lossy_channel_survives_a_hostile_publisher_and_hears_the_ho
 fn a_consumer_and_a_producer_survive_a_hostile_producer() {
     // A ring that was spoilt is closed, and each needs a subscription of its own: so fewer.
     let (driver, seed, reads) = (DriverProcess::launch(), seed(), (reads() / 500).max(1000));
-    let victim = Party::start("reader", &driver.address, &[&"c", &Kind::Mpsc, &Overflow::Block, &reads, &0, &0, &seed]);
+    // The bystander's messages are among what it reads.
+    let wanted = 2 * reads;
+    let victim = Party::start("reader", &driver.address, &[&"c", &Kind::Mpsc, &Overflow::Block, &wanted, &0, &0, &seed]);
     victim.expect("ready");
     // It shares the ring, so it may be refused, or its messages lost; but it goes on. It is there first: the ring may be spoilt before it is linked to it.
-    let mut bystander = Party::start("writer", &driver.address, &[&"c", &Kind::Mpsc, &Overflow::Block, &(reads / 100), &1]);
+    let mut bystander = Party::start("writer", &driver.address, &[&"c", &Kind::Mpsc, &Overflow::Block, &reads, &1]);
     bystander.expect("ready");
     bystander.expect("connected");
     let hostile = Party::start("hostile publisher", &driver.address, &[&"c", &Kind::Mpsc, &Overflow::Block, &seed]);
@@ -428,7 +430,7 @@ fn a_consumer_and_a_producer_survive_a_hostile_producer() {
     println!(
         "seed {seed}: {reads_made} corrupted reads between processes, mpsc: {corrupt} rings corrupt, longest call {longest}; {sent} offers, {refused} refused, longest {longest_offer}"
     );
-    assert!(reads_made >= reads && corrupt > 0);
+    assert!(reads_made >= wanted && corrupt > 0);
     drop(hostile);
     bystander.finish();
     victim.finish();
@@ -511,15 +513,22 @@ fn announcements_without_end_do_not_keep_a_reader_beyond_its_deadline() {
         client.channel("c").overflow(Overflow::Lossy).capacity(CAPACITY).subscription().expect("a subscription");
     let hostile = Party::start("hostile ringer", &driver.address, &[&"c"]);
     hostile.expect("ready");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for _ in 0..1000 {
+            let began = cpu_time(ThreadCPUTime);
+            let outcome = subscription.recv_until(Some(Instant::now() + MOMENT)).map(|message| message.tag());
+            let _ = sender.send((outcome, cpu_time(ThreadCPUTime) - began));
+        }
+    });
     let mut longest = Duration::ZERO;
     for _ in 0..1000 {
-        let began = cpu_time(ThreadCPUTime);
-        let outcome = subscription.recv_until(Some(Instant::now() + MOMENT)).map(|message| message.tag());
-        longest = longest.max(cpu_time(ThreadCPUTime) - began);
+        let (outcome, took) = receiver.recv_timeout(PATIENCE).expect("a call has no end");
         assert_eq!(outcome, Err(RecvError::TimedOut));
+        longest = longest.max(took);
     }
     println!("the longest of 1000 calls of 1 ms beside announcements without end took {longest:?} of CPU time");
-    // A call that believes each announcement has no end at all. What the kernel does meanwhile may count as this thread's time.
+    // Not less: what the kernel does meanwhile may count as the thread's time.
     assert!(longest < CPU_BOUND, "{longest:?}");
 }
 
