@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, fork};
+use testing::Holdings;
 
 /// How long anything may take before the harness gives up on it.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = testing::PATIENCE;
 
 /// Runs `play` in a child, which ends with it, and dies with us.
 pub fn spawn(play: impl FnOnce()) -> Pid {
@@ -37,36 +38,18 @@ pub fn end(pid: Pid) {
 }
 
 /// What a process holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Holdings {
-    /// Open file descriptors.
-    pub fds: usize,
-    /// Mappings of memfds: rings and pages.
-    pub rings: usize,
-}
-
-impl Holdings {
-    /// Looks.
-    pub fn of(pid: Pid) -> Self {
-        let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
-        Self { fds, rings: maps(pid).lines().filter(|line| line.contains("/memfd:")).count() }
-    }
-}
-
-fn maps(pid: Pid) -> String {
-    std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default()
+pub fn holdings(pid: Pid) -> Holdings {
+    Holdings::of(pid.as_raw() as u32)
 }
 
 /// All mappings of a process, heap and stacks among them.
 pub fn mappings(pid: Pid) -> usize {
-    maps(pid).lines().count()
+    std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default().lines().count()
 }
 
-/// Resident memory of a process in KiB.
+/// Resident memory of a process that is its own, in KiB.
 pub fn resident(pid: Pid) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+    testing::status_number(pid.as_raw() as u32, "RssAnon:")
 }
 
 /// All threads of a process.
@@ -77,8 +60,7 @@ pub fn threads(pid: Pid) -> Vec<Pid> {
 
 /// The state of a thread as one letter.
 pub fn state(pid: Pid, thread: Pid) -> Option<char> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.trim_start().chars().next()
+    testing::state(format!("/proc/{pid}/task/{thread}").as_ref())
 }
 
 /// The system calls by which messages, room and events of a loop are waited for.

@@ -39,6 +39,8 @@ struct Row {
     addresses: usize,
     reached: usize,
     blows: u64,
+    /// Points to which victims were sent.
+    wanted: u64,
     /// Points that no victim got to in some tries.
     missed: u64,
     failures: u64,
@@ -79,6 +81,11 @@ pub fn run(options: &Options) -> bool {
         all_well &= matches!(status, Ok(nix::sys::wait::WaitStatus::Exited(_, 0)));
     }
     print(&rows, options, begun.elapsed());
+    let (missed, wanted) = (rows.iter().map(|row| row.missed).sum::<u64>(), rows.iter().map(|row| row.wanted).sum::<u64>());
+    if missed * 2 > wanted {
+        println!("FAILURE: {missed} of {wanted} points were missed: most victims were struck elsewhere");
+        all_well = false;
+    }
     all_well && rows.len() == cases.len() && rows.iter().all(|row| row.failures == 0 && (row.blows > 0 || options.estimate))
 }
 
@@ -144,6 +151,7 @@ fn case(options: &Options, seed: u64, operation: Operation, kind: Kind, row: &mu
         others.retain(|address| !reached.contains(address));
         others.pop().map(Point::At)
     }) {
+        row.wanted += 1;
         let mut result = strike(&mut scene, options, trace, point, row);
         if result.as_ref().is_ok_and(|outcome| outcome.took > SOON) {
             // Others use this machine, too; what is slow once and not again is their doing.

@@ -8,9 +8,10 @@ use clap::ValueEnum;
 use media_driver::{Config, Driver};
 use nix::unistd::Pid;
 use ringbus::Address;
+use testing::Holdings;
 
 use crate::operation::{BEFORE, Kind, Operation, Place, Role, TWO_RINGS, play};
-use crate::process::{self, Holdings};
+use crate::process;
 use crate::survivor::{Command, Settle, Side, Survivor};
 use crate::tracer::{Mark, Point, Reached, Trace, Victim};
 
@@ -62,8 +63,8 @@ impl Drop for Child {
     }
 }
 
-/// Longer than this survivors must not take, even on a machine that others use.
-pub const LATE: Duration = Duration::from_secs(1);
+/// Longer than this survivors must not take, even on a machine that others use. The 50 ms that the project wants are counted in `run`.
+pub const LATE: Duration = testing::SOON;
 
 /// What the rings and pages of a scene need many times over, and what a leak in each of some thousand victims exceeds.
 const DRIVER_MEMORY: u64 = 16 << 20;
@@ -127,9 +128,12 @@ impl Scene {
             publisher.ask(&Command::Connect(subscribers))?;
         }
         self.table = self.ask_table()?;
+        let mut late = 0;
         for _ in 0..WARM_UP {
             let took = self.strike(Blow::Kill, &Trace::default(), Point::After(0), false)?.took;
-            if took > LATE {
+            // What is slow once and not again is the doing of others, who use this machine, too.
+            late += usize::from(took > LATE);
+            if late > 1 {
                 return Err(format!("the survivors went on only after {took:?}"));
             }
         }
@@ -146,7 +150,7 @@ impl Scene {
 
     fn look(&self) -> Vec<Holdings> {
         let survivors = self.publishers.iter().chain(&self.subscribers).map(|survivor| survivor.pid);
-        std::iter::once(self.driver.0).chain(survivors).map(Holdings::of).collect()
+        std::iter::once(self.driver.0).chain(survivors).map(process::holdings).collect()
     }
 
     /// Starts a victim and gets it, and the survivors, to where its operation begins.

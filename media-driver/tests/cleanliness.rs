@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use ringbus::{Client, ImageEvent, Kind, Overflow};
-use testing::{DriverProcess, KINDS, PATIENCE, Party, Role, assert_works, connect, event, in_time, pair, play_driver, until};
+use testing::{
+    DriverProcess, Holdings, KINDS, Party, Role, assert_works, connect, event, in_time, outliving, pair, play_driver, until,
+};
 
 const SMALLEST: u64 = 4096;
 
@@ -29,16 +30,6 @@ fn files(directory: &Path) -> BTreeSet<String> {
     fs::read_dir(directory).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path().display().to_string())).collect()
 }
 
-/// All that could outlive a process: files in /dev/shm, and System V objects.
-fn system() -> BTreeSet<String> {
-    let ipcs = ["shm", "sem", "msg"].into_iter().flat_map(|table| {
-        let table = fs::read_to_string(format!("/proc/sysvipc/{table}")).unwrap_or_default();
-        // Key and id; the rest changes.
-        table.lines().skip(1).map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
-    });
-    files(Path::new("/dev/shm")).into_iter().chain(ipcs).collect()
-}
-
 /// Publishes, subscribes, and goes as it is told: "close" or not at all. Arguments: kind.
 fn visitor(mut role: Role) {
     let kind: Kind = role.argument(0);
@@ -58,7 +49,7 @@ fn visitor(mut role: Role) {
 #[test]
 fn when_all_are_gone_all_is_as_before() {
     let mut driver = DriverProcess::launch();
-    let (system_before, fds_before) = (system(), driver.party().fds().len());
+    let (system_before, fds_before) = (outliving(), driver.party().fds().len());
     let files_before = files(driver.directory());
     let client = driver.connect();
     let mut subscription = client.channel("shared").capacity(SMALLEST).subscription().expect("a subscription");
@@ -108,30 +99,10 @@ fn when_all_are_gone_all_is_as_before() {
     drop((subscription, client));
     until("the driver has as many descriptors as before", || driver.party().fds().len() == fds_before);
     assert_eq!(files(driver.directory()), files_before);
-    until("the system is as before", || system().is_subset(&system_before));
+    until("the system is as before", || outliving().is_subset(&system_before));
 }
 
 // ---- Those who stay ----
-
-/// What this process holds of ringbus and of the kernel: descriptors, mappings, threads.
-fn holdings() -> (usize, usize, usize) {
-    let maps = fs::read_to_string("/proc/self/maps").expect("it is mounted");
-    let mappings = maps.lines().filter(|line| line.contains("memfd:ringbus")).count();
-    let threads = fs::read_dir("/proc/self/task").expect("it is mounted").count();
-    (testing::fds_of(std::process::id()).len(), mappings, threads)
-}
-
-fn until_as_before(before: (usize, usize, usize)) {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let now = holdings();
-        if now == before {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{now:?} descriptors, mappings and threads, not {before:?}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
 
 const GUESTS: usize = 300;
 
@@ -139,14 +110,14 @@ const GUESTS: usize = 300;
 fn host_of_publishers(mut role: Role) {
     let (kind, client) = (role.argument(0), role.client());
     let mut subscription = client.channel("host").kind(kind).capacity(SMALLEST).subscription().expect("a subscription");
-    let before = holdings();
+    let before = Holdings::own();
     role.say("ready");
     for _ in 0..GUESTS {
         assert!(matches!(event_after_messages(&mut subscription), ImageEvent::Available(_)));
         assert!(matches!(event_after_messages(&mut subscription), ImageEvent::Closed(_)));
         role.say("next");
     }
-    until_as_before(before);
+    before.wait_for_return();
     role.say("clean");
     role.hold();
 }
@@ -187,7 +158,7 @@ fn publishers_that_come_and_go_leave_nothing_in_their_subscriber() {
 fn host_of_subscribers(mut role: Role) {
     let (kind, looks, client): (Kind, bool, Client) = (role.argument(0), role.argument(1), role.client());
     let mut publication = client.channel("host").kind(kind).capacity(SMALLEST).publication().expect("a publication");
-    let before = holdings();
+    let before = Holdings::own();
     role.say("ready");
     for _ in 0..GUESTS {
         if looks {
@@ -199,7 +170,7 @@ fn host_of_subscribers(mut role: Role) {
             role.hear();
         }
     }
-    until_as_before(before);
+    before.wait_for_return();
     role.say("clean");
     role.hold();
 }
@@ -235,7 +206,7 @@ fn subscribers_that_come_and_go_leave_nothing_in_their_publisher() {
 
 /// Connects and leaves, again and again.
 fn commuter(mut role: Role) {
-    let before = holdings();
+    let before = Holdings::own();
     for _ in 0..50 {
         let client = role.client();
         let mut pairs = KINDS.map(|kind| pair(&client, &format!("{kind}"), kind, Overflow::Block, SMALLEST));
@@ -243,7 +214,7 @@ fn commuter(mut role: Role) {
         drop(client);
         pairs.iter_mut().for_each(|(publication, subscription)| assert_works(publication, subscription));
         drop(pairs);
-        assert_eq!(holdings(), before);
+        before.wait_for_return();
     }
     role.say("clean");
     role.hold();

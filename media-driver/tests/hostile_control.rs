@@ -3,7 +3,6 @@
 //! They speak over raw sockets: requests that are cut, stretched, changed, repeated, out of order, about what is not theirs, with descriptors that nobody asked for.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -16,15 +15,15 @@ use ringbus::{Address, Client, Error, Kind, Overflow};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::net::{SendFlags, SocketFlags};
 use testing::{
-    DriverProcess, KINDS, PATIENCE, Party, Random, Raw, Role, assert_works, connect, in_time, limit, now, pair, play_driver,
-    readable, scaled, until,
+    DriverProcess, Holdings, KINDS, PATIENCE, Party, Random, Raw, Role, assert_works, connect, in_time, limit, now, pair,
+    play_driver, readable, scaled, status_number, until,
 };
 
 const SMALLEST: u64 = 4096;
 /// The channel that the well-behaved neighbour opens and closes all the time.
 const PASSING: &str = "neighbour";
-/// Nothing that a well-behaved client asks for takes longer.
-const BOUND: Duration = Duration::from_secs(1);
+/// Nothing that a well-behaved client asks for takes longer, however busy the machine: less than the 15 s for which a close can be made to linger.
+const BOUND: Duration = Duration::from_secs(10);
 /// Enough descriptors for ten thousand clients.
 const MANY_FILES: u64 = 20_000;
 
@@ -36,6 +35,7 @@ fn child() {
         "neighbour" => neighbour(role),
         "echo" => echo(role),
         "hostile" => hostile(role),
+        "refused" => refused(role),
         "crowd" => crowd(role),
         "vanishing" => vanishing(role),
         other => panic!("there is no role {other}"),
@@ -101,11 +101,11 @@ struct Scene {
     driver: DriverProcess,
     parties: Vec<Party>,
     client: Client,
-    before: Holdings,
+    before: Census,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Holdings {
+struct Census {
     fds: usize,
     threads: usize,
     entries: usize,
@@ -113,28 +113,27 @@ struct Holdings {
 
 impl Scene {
     fn set() -> Self {
+        // Some tests have hundreds of publications in this process.
+        limit(libc::RLIMIT_NOFILE, MANY_FILES);
         let driver = DriverProcess::launch_with(0, MANY_FILES);
         let parties = ["echo", "neighbour"].map(|role| Party::start(role, &driver.address, &[])).into();
-        let mut scene = Self { client: driver.connect(), driver, parties, before: Holdings { fds: 0, threads: 0, entries: 4 } };
+        let mut scene = Self { client: driver.connect(), driver, parties, before: Census { fds: 0, threads: 0, entries: 4 } };
         scene.parties.iter().for_each(|party| party.expect("ready"));
-        scene.before = scene.holdings();
+        scene.before = scene.census();
         scene
     }
 
     /// Those of the neighbour that come and go left out.
-    fn holdings(&self) -> Holdings {
-        let pid = self.driver.party().pid();
+    fn census(&self) -> Census {
         let fds = self.driver.party().fds().into_iter().filter(|fd| !fd.contains("ringbus-")).count();
-        let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("it is there").count();
+        let threads = Holdings::of(self.driver.party().pid()).threads;
         let entries = self.client.list().expect("it answers");
-        Holdings { fds, threads, entries: entries.iter().filter(|entry| entry.spec.name.as_str() != PASSING).count() }
+        Census { fds, threads, entries: entries.iter().filter(|entry| entry.spec.name.as_str() != PASSING).count() }
     }
 
-    /// Resident memory of the driver, in KiB.
+    /// Resident memory that is the driver's own, in KiB.
     fn resident(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.driver.party().pid())).expect("it is there");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
+        status_number(self.driver.party().pid(), "RssAnon:")
     }
 
     /// All is as before, and the neighbours have noticed nothing.
@@ -142,19 +141,19 @@ impl Scene {
         let deadline = Instant::now() + PATIENCE;
         loop {
             // A doorbell of the neighbour's may be there at the moment.
-            let now = self.holdings();
+            let now = self.census();
             if now == self.before {
                 break;
             }
             assert!(Instant::now() < deadline, "{now:?}, not {:?}", self.before);
             std::thread::sleep(Duration::from_millis(5));
         }
-        let maps = fs::read_to_string(format!("/proc/{}/maps", self.driver.party().pid())).expect("it is there");
-        assert!(!maps.contains("memfd:"), "a driver maps nothing");
         let mut neighbour = self.parties.pop().expect("it is there");
         neighbour.tell("stop");
         println!("neighbours: {}; driver: {:?}, {} KiB resident", neighbour.hear(), self.before, self.resident());
         neighbour.finish();
+        // Before, a new object of the neighbour's may be mapped for a moment, to write its header.
+        assert_eq!(Holdings::of(self.driver.party().pid()).mappings, 0, "a driver keeps nothing mapped");
     }
 }
 
@@ -224,14 +223,18 @@ impl Badmouth {
         let spec = self.victims[self.random.below(self.victims.len() as u64) as usize].clone();
         let (id, object, request) =
             (self.id(), if self.random.below(2) == 0 { own } else { self.id() }, self.random.draw() as u32);
+        // Others have made it otherwise, or, on a new channel, mpsc cannot be lossy.
+        let (name, kind) = match self.random.below(2) {
+            0 => (spec.name.clone(), KINDS[self.random.below(3) as usize]),
+            _ => (name("hostile/impossible"), Kind::Mpsc),
+        };
         let bad = Properties {
-            kind: Some(KINDS[self.random.below(3) as usize]),
+            kind: Some(kind),
             overflow: Some(Overflow::Lossy),
             capacity: Some([0, 1, 5000, u64::MAX, SMALLEST * 2, 1 << 33][self.random.below(6) as usize]),
             lock: Some(true),
             ..Properties::default()
         };
-        let name = if self.random.below(2) == 0 { spec.name.clone() } else { name("hostile/impossible") };
         match self.random.below(12) {
             0 => Request::AddPublication { request, name, properties: bad },
             1 => Request::AddSubscription { request, name, properties: bad },
@@ -304,8 +307,12 @@ fn hostile(mut role: Role) {
         random: Random::new(seed),
         fds: all_kinds_of_descriptors(&role.address),
         ids: entries.iter().map(|entry| entry.id).chain([0, 1, u64::MAX]).collect(),
-        // A name that its owner has given up for the moment is anybody's, and no attack.
-        victims: entries.into_iter().map(|entry| entry.spec).filter(|spec| spec.name.as_str() != PASSING).collect(),
+        // A name that its owner may have given up is anybody's, and no attack.
+        victims: entries
+            .into_iter()
+            .map(|entry| entry.spec)
+            .filter(|spec| ["there", "back"].contains(&spec.name.as_str()))
+            .collect(),
     };
     let (mut sent, mut connections, mut hung_up) = (0u64, 0u64, 0u64);
     while sent < wanted {
@@ -342,7 +349,15 @@ fn hostile(mut role: Role) {
             }
         }
         // All of these are understood, and refused.
-        assert!(raw.settle(), "nonsense is no reason to hang up");
+        raw.ask(&Request::List { request: u32::MAX });
+        loop {
+            let (event, _) = raw.event();
+            match event {
+                Event::ListEnd { request: u32::MAX } => break,
+                Event::PublicationAdded { .. } | Event::SubscriptionAdded { .. } => panic!("nonsense was granted: {event:?}"),
+                _ => {}
+            }
+        }
         let (bytes, fds) = bad.malformed(own);
         bad.send(&raw, &bytes, &fds);
         sent += 1;
@@ -378,15 +393,11 @@ fn bad_packets_leave_nothing_behind() {
     scene.end();
 }
 
-/// Failing requests of clients that mean well, over the API.
-#[test]
-fn requests_that_fail_leave_nothing_in_driver_or_client() {
-    let scene = Scene::set();
-    let requests = scaled("RINGBUS_TEST_PACKETS", 40_000) / 10;
-    let client = scene.driver.connect();
-    let own = || testing::fds_of(std::process::id()).len();
-    let _there = client.channel("taken").kind(Kind::Spsc).publication().expect("a publication");
-    let (before, entries) = (own(), client.list().expect("an answer").len());
+/// Means well, and asks for what it cannot have, over the API. Arguments: how often.
+fn refused(mut role: Role) {
+    let (requests, client): (u64, Client) = (role.argument(0), role.client());
+    let _taken = client.channel("taken").kind(Kind::Spsc).publication().expect("a publication");
+    let before = Holdings::own();
     for number in 0..requests {
         let error = match number % 4 {
             0 => client.publication("taken").map(drop),
@@ -396,11 +407,21 @@ fn requests_that_fail_leave_nothing_in_driver_or_client() {
         };
         assert!(matches!(error, Err(Error::Refused(_))), "{error:?}");
     }
-    // Other tests of this program run beside this one.
-    until("the client is as before", || own() <= before + 64);
+    before.wait_for_return();
+    role.say("refused");
+    role.hold();
+}
+
+#[test]
+fn requests_that_fail_leave_nothing_in_driver_or_client() {
+    let scene = Scene::set();
+    let requests = scaled("RINGBUS_TEST_PACKETS", 40_000) / 10;
+    let party = Party::start("refused", &scene.driver.address, &[&requests]);
+    assert_eq!(party.hear_within(20 * PATIENCE), "refused");
     println!("{requests} failing requests");
-    until("the driver is as before", || client.list().is_ok_and(|now| now.len() <= entries + 2));
-    drop((_there, client));
+    let own = || scene.client.list().map(|entries| entries.iter().filter(|entry| entry.pid == party.pid()).count());
+    assert!(own().is_ok_and(|count| count == 1), "the driver has kept something");
+    party.finish();
     scene.end();
 }
 
@@ -425,10 +446,13 @@ fn crowd(mut role: Role) {
 fn ten_thousand_connections_in_turn_and_at_once() {
     let scene = Scene::set();
     let count = scaled("RINGBUS_TEST_CONNECTIONS", 2000);
+    // A connection may cost other descriptors, too.
+    let sockets = || scene.driver.party().fds().iter().filter(|fd| fd.starts_with("socket:")).count() as u64;
+    let before = sockets();
     let mut crowd = Party::start("crowd", &scene.driver.address, &[&count]);
     assert_eq!(crowd.hear_within(4 * PATIENCE), "in turn");
     assert_eq!(crowd.hear_within(4 * PATIENCE), "at once");
-    until("they are all there", || scene.holdings().fds as u64 >= count);
+    until("they are all there", || sockets() >= before + count);
     println!("{count} connections in turn, {count} at once");
     crowd.tell("go");
     crowd.finish();

@@ -7,13 +7,15 @@
 mod crafted;
 
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crafted::{Crafted, Place, seed};
 use ringbus::ring::layout::{MAX_LINKS, MpscControl, SingleControl, SubscriptionPage};
 use ringbus::{Client, ImageEvent, Kind, OfferError, Overflow, PollError, RecvError, Subscription};
+use rustix::time::ClockId::ThreadCPUTime;
 use testing::{
-    DriverProcess, Mapped, PATIENCE, Party, Random, Role, assert_works, check, connect, fill, in_time, mappings, pair,
+    DriverProcess, Mapped, PATIENCE, Party, Random, Role, assert_works, check, connect, cpu_time, fill, in_time, mappings, pair,
     play_driver, scaled,
 };
 
@@ -167,12 +169,6 @@ fn hostile_announcer(role: Role) {
 
 // ---- Their victims ----
 
-/// The CPU time of this thread.
-fn cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
 /// How long calls have taken, at most: in all, and of CPU time.
 #[derive(Default)]
 struct Longest(Duration, Duration);
@@ -180,10 +176,10 @@ struct Longest(Duration, Duration);
 impl Longest {
     #[track_caller]
     fn time<T>(&mut self, call: impl FnOnce() -> T) -> T {
-        let (began, cpu) = (Instant::now(), cpu_time());
+        let (began, cpu) = (Instant::now(), cpu_time(ThreadCPUTime));
         let result = call();
         self.0 = self.0.max(began.elapsed());
-        self.1 = self.1.max(cpu_time() - cpu);
+        self.1 = self.1.max(cpu_time(ThreadCPUTime) - cpu);
         assert!(self.0 < BOUND && self.1 < CPU_BOUND, "a call took {:?}, {:?} of CPU time", self.0, self.1);
         result
     }
@@ -212,8 +208,8 @@ impl Inside {
 }
 
 /// Subscribes and reads, in all the ways there are. Messages of the honest process must come each once, in order, and whole. Says how much of the hostile
-/// it has read, how many messages of the honest there were, how many images were corrupt, and how long the longest call took.
-/// Arguments: channel, kind, overflow, reads, process id of the honest, how many it sends, seed.
+/// it has read, how many messages of the honest there were, how many images were corrupt, and how long the longest call took. It reads until there was a corrupt
+/// one, if it is to read of the hostile at all. Arguments: channel, kind, overflow, reads, process id of the honest, how many it sends, seed.
 fn reader(mut role: Role) {
     let (channel, kind, overflow): (String, Kind, Overflow) = (role.argument(0), role.argument(1), role.argument(2));
     let (wanted, honest, sent, seed): (u64, u32, u64, u64) =
@@ -234,7 +230,7 @@ fn reader(mut role: Role) {
     let (mut random, mut longest, mut inside) = (Random::new(seed), Longest::default(), Inside(Vec::new()));
     let (mut reads, mut heard, mut corrupt, mut image) = (0u64, 0u64, 0u64, 0u64);
     let deadline = Instant::now() + 20 * PATIENCE;
-    while reads < wanted || heard < sent {
+    while reads < wanted || heard < sent || (wanted > 0 && corrupt == 0) {
         assert!(Instant::now() < deadline, "{reads} reads, {heard} messages of the honest, {corrupt} corrupt");
         let mut buffer = [0; CAPACITY as usize];
         let mut take = |message: ringbus::Message<'_>| {
@@ -390,8 +386,7 @@ fn attack_reader(kind: Kind, overflow: Overflow) {
     println!(
         "seed {seed}: {reads_made} corrupted reads between processes, {kind} {overflow}: {corrupt} images corrupt, {heard} messages of the honest, longest call {longest}"
     );
-    // A few images may all be left before they are found corrupt.
-    assert!(reads_made >= reads && (corrupt > 0 || reads < 1_000_000));
+    assert!(reads_made >= reads && corrupt > 0);
     // The last may have been lost.
     assert!(heard >= messages);
     victim.finish();
@@ -419,40 +414,46 @@ fn a_subscriber_of_a_lossy_channel_survives_a_hostile_publisher_and_hears_the_ho
 fn a_consumer_and_a_producer_survive_a_hostile_producer() {
     // A ring that was spoilt is closed, and each needs a subscription of its own: so fewer.
     let (driver, seed, reads) = (DriverProcess::launch(), seed(), (reads() / 500).max(1000));
-    let victim = Party::start("reader", &driver.address, &[&"c", &Kind::Mpsc, &Overflow::Block, &reads, &0, &0, &seed]);
+    // The bystander's messages are among what it reads.
+    let wanted = 2 * reads;
+    let victim = Party::start("reader", &driver.address, &[&"c", &Kind::Mpsc, &Overflow::Block, &wanted, &0, &0, &seed]);
     victim.expect("ready");
-    let hostile = Party::start("hostile publisher", &driver.address, &[&"c", &Kind::Mpsc, &Overflow::Block, &seed]);
-    hostile.expect("ready");
-    // It shares the ring, so it may be refused, or its messages lost; but it goes on.
-    let mut bystander = Party::start("writer", &driver.address, &[&"c", &Kind::Mpsc, &Overflow::Block, &(reads / 100), &1]);
+    // It shares the ring, so it may be refused, or its messages lost; but it goes on. It is there first: the ring may be spoilt before it is linked to it.
+    let mut bystander = Party::start("writer", &driver.address, &[&"c", &Kind::Mpsc, &Overflow::Block, &reads, &1]);
     bystander.expect("ready");
     bystander.expect("connected");
+    let hostile = Party::start("hostile publisher", &driver.address, &[&"c", &Kind::Mpsc, &Overflow::Block, &seed]);
+    hostile.expect("ready");
     bystander.tell("go");
     let (reads_made, _, corrupt, longest) = hear_reader(&victim);
     let (refused, sent, longest_offer) = hear_writer(&bystander);
     println!(
         "seed {seed}: {reads_made} corrupted reads between processes, mpsc: {corrupt} rings corrupt, longest call {longest}; {sent} offers, {refused} refused, longest {longest_offer}"
     );
-    assert!(reads_made >= reads && corrupt > 0);
+    assert!(reads_made >= wanted && corrupt > 0);
     drop(hostile);
     bystander.finish();
     victim.finish();
     assert!(driver.connect().list().is_ok());
 }
 
+/// For tests that look up their own ring among those of this process: no other such test has one meanwhile, or drops it.
+fn alone_with_its_ring() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Whoever comes after a ring was spoilt is not linked to it: else his image would keep the subscription from saying that it is closed.
 #[test]
 fn a_spoilt_subscription_is_over_though_publications_keep_coming() {
+    let _alone = alone_with_its_ring();
     let driver = DriverProcess::launch();
     let client = driver.connect();
     let channel = || client.channel("spoilt").kind(Kind::Mpsc).capacity(CAPACITY);
     let (mut hostile, mut subscription) = pair(&client, "spoilt", Kind::Mpsc, Overflow::Block, CAPACITY);
-    // Other tests of this program have rings, too: this one's is found by what is written into it.
     hostile.offer(b"spoil me").expect("it is sent");
-    let word = u64::from_le_bytes(*b"spoil me");
-    let written = |place: &Place| place.word(8).load(Ordering::Relaxed) == word;
-    let place = rings(size_of::<MpscControl>()).into_iter().find(written).expect("the ring");
-    place.word(16).store(u64::MAX, Ordering::Relaxed);
+    let rings = rings(size_of::<MpscControl>());
+    rings.first().expect("its ring").word(16).store(u64::MAX, Ordering::Relaxed);
     assert_eq!(subscription.recv_until(in_time()).expect("the message").payload(), b"spoil me");
     assert!(matches!(subscription.recv_until(in_time()), Err(RecvError::Poll(PollError::Corrupt { .. }))));
     let mut late = channel().publication().expect("a publication");
@@ -512,20 +513,29 @@ fn announcements_without_end_do_not_keep_a_reader_beyond_its_deadline() {
         client.channel("c").overflow(Overflow::Lossy).capacity(CAPACITY).subscription().expect("a subscription");
     let hostile = Party::start("hostile ringer", &driver.address, &[&"c"]);
     hostile.expect("ready");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for _ in 0..1000 {
+            let began = cpu_time(ThreadCPUTime);
+            let outcome = subscription.recv_until(Some(Instant::now() + MOMENT)).map(|message| message.tag());
+            let _ = sender.send((outcome, cpu_time(ThreadCPUTime) - began));
+        }
+    });
     let mut longest = Duration::ZERO;
     for _ in 0..1000 {
-        let began = cpu_time();
-        let outcome = subscription.recv_until(Some(Instant::now() + MOMENT)).map(|message| message.tag());
-        longest = longest.max(cpu_time() - began);
+        let (outcome, took) = receiver.recv_timeout(PATIENCE).expect("a call has no end");
         assert_eq!(outcome, Err(RecvError::TimedOut));
+        longest = longest.max(took);
     }
     println!("the longest of 1000 calls of 1 ms beside announcements without end took {longest:?} of CPU time");
-    assert!(longest < MOMENT * 3 / 2, "{longest:?}");
+    // Not less: what the kernel does meanwhile may count as the thread's time.
+    assert!(longest < CPU_BOUND, "{longest:?}");
 }
 
 /// A position from which the ring's end wraps: the producer sees room when it looks, and none when it claims.
 #[test]
 fn a_consumer_at_the_end_of_numbers_does_not_keep_a_producer_beyond_its_deadline() {
+    let _alone = alone_with_its_ring();
     let driver = DriverProcess::launch();
     let client = driver.connect();
     let _subscription = client.channel("c").kind(Kind::Mpsc).capacity(CAPACITY).subscription().expect("a subscription");
@@ -536,10 +546,12 @@ fn a_consumer_at_the_end_of_numbers_does_not_keep_a_producer_beyond_its_deadline
     let control = unsafe { &*rings.first().expect("its ring").control.cast::<MpscControl>() };
     control.consumer.position.store(u64::MAX - 7, Ordering::Relaxed);
     let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
+    let offering = std::thread::spawn(move || {
         let fits = CAPACITY / 72;
         let offers = (0..fits + 10).map(|_| publication.offer_until(0, &[0; 64], Some(Instant::now() + MOMENT)));
         let _ = sender.send(offers.filter(|outcome| *outcome == Err(OfferError::TimedOut)).count());
     });
     assert!(receiver.recv_timeout(PATIENCE / 3).is_ok_and(|late| late > 0), "an offer has no end");
+    // The ring is unmapped before another test looks at its own.
+    offering.join().expect("no panic");
 }

@@ -196,7 +196,7 @@ fn play(roles: [&str; 2], kind: Kind, way: &str, membarrier: [bool; 2]) {
     let start = |index: usize| Party::start(roles[index], driver.address(), &[&kind, &way, &membarrier[index]]);
     let parties = [start(0), start(1)];
     // With more of them it may take longer.
-    let patience = PATIENCE + Duration::from_millis(1) * u32::try_from(scaled(WAKEUPS, 0)).expect("not that many");
+    let patience = PATIENCE + Duration::from_millis(10) * u32::try_from(scaled(WAKEUPS, 0)).expect("not that many");
     assert_eq!(parties[0].hear_within(patience), "done");
     parties.into_iter().for_each(Party::finish);
 }

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ringbus::{Client, Overflow};
-use testing::{DriverProcess, PATIENCE, Party, Random, now};
+use testing::{DriverProcess, Holdings, PATIENCE, Party, Random, now, status_number};
 
-use crate::census::{Holdings, children, has_ended, holdings, resident_kib, shmem_kib};
+use crate::census::{children, has_ended, shmem_kib};
 use crate::figures::Figures;
 use crate::ledger::{ANSWER, ATTEMPTED, COMMITTED, DELIVERED, LOST, MARK, OPEN, OPENED_AT, STATE, WAITS};
 use crate::mesh::{After, Channel, End, Incarnation, Killed, Side, WaitForCore};
@@ -259,6 +259,7 @@ impl Controller {
             }
             channel.incarnations.clear();
             channel.stops.clear();
+            channel.starved.clear();
             channel.events.clear();
         }
         self.driver_away.clear();
@@ -277,7 +278,7 @@ impl Controller {
             let Some(pid) = place.party.as_ref().map(Party::pid) else { continue };
             if let Some(time) = place.core.look(pid) {
                 self.figures.starved += 1;
-                channel.stops.push(time);
+                channel.starved.push(time);
                 channel.note(format!("process {pid} in place {index} was starved"));
             }
         }
@@ -290,8 +291,8 @@ impl Controller {
         let mut unexplained = Vec::new();
         for incarnation in &self.channels[index].incarnations {
             for (from, to) in incarnation.ledger.late() {
-                let reasons = self.channels[index].stops.iter().chain(&self.driver_away);
-                let excused = reasons.clone().any(|&(began, ended)| began < to && ended.saturating_add(SLACK) > from);
+                let mut reasons = self.channels[index].slow_times().chain(&self.driver_away);
+                let excused = reasons.any(|&(began, ended)| began < to && ended.saturating_add(SLACK) > from);
                 self.figures.excused += u64::from(excused);
                 if !excused {
                     unexplained.push(format!(
@@ -312,9 +313,9 @@ impl Controller {
 
     fn held(&self) -> Held {
         Held {
-            driver: holdings(self.driver.party().pid()),
-            own: holdings(std::process::id()),
-            residents: self.resident_pids().into_iter().map(holdings).collect(),
+            driver: Holdings::of(self.driver.party().pid()),
+            own: Holdings::own(),
+            residents: self.resident_pids().into_iter().map(Holdings::of).collect(),
         }
     }
 
@@ -343,7 +344,7 @@ impl Controller {
         }
         // The driver, this process, the residents. Each driver is a new one, so only its size counts.
         let pids = [self.driver.party().pid(), std::process::id()].into_iter().chain(self.resident_pids());
-        let memory: Vec<u64> = pids.map(resident_kib).collect();
+        let memory: Vec<u64> = pids.map(|pid| status_number(pid, "RssAnon:")).collect();
         self.memory.push(memory.clone());
         for (now, first) in memory.iter().zip(self.memory[0].clone()) {
             if *now > first + RESIDENT_SLACK_KIB {
@@ -590,11 +591,11 @@ impl Controller {
                 continue;
             }
             incarnation.ledger.set(ANSWER, 0);
-            // Somebody on the channel was stopped meanwhile, or there was no driver to tell of a death: that would be timed instead.
+            // Somebody on the channel was stopped or starved meanwhile, or there was no driver to tell of a death: that would be timed instead.
             let (from, to) = (incarnation.marked_at, incarnation.marked_at + answer);
             let within = |&&(began, ended): &&(u64, u64)| began < to && ended > from;
             let without_driver = incarnation.killed != Killed::Driver && self.driver_away.iter().any(|away| within(&away));
-            if without_driver || channel.stops.iter().any(|stop| within(&stop)) {
+            if without_driver || channel.slow_times().any(|time| within(&time)) {
                 continue;
             }
             let histogram = match incarnation.killed {

@@ -154,8 +154,10 @@ pub struct Channel {
     pub incarnations: Vec<Incarnation>,
     /// What was done, and when.
     pub events: VecDeque<(u64, String)>,
-    /// When somebody was stopped or starved, from when to when.
+    /// When somebody was stopped, from when to when.
     pub stops: Vec<(u64, u64)>,
+    /// When somebody was starved. Not a stop: who is starved goes on slowly, and others have to, too.
+    pub starved: Vec<(u64, u64)>,
 }
 
 impl Channel {
@@ -192,6 +194,7 @@ impl Channel {
                     incarnations: Vec::new(),
                     events: VecDeque::new(),
                     stops: Vec::new(),
+                    starved: Vec::new(),
                 });
             }
         }
@@ -201,6 +204,11 @@ impl Channel {
     /// Whether it has one subscription at a time.
     pub fn has_one_subscriber(&self) -> bool {
         self.kind != Kind::Broadcast
+    }
+
+    /// When somebody was stopped or starved: nothing that takes its time can be expected then.
+    pub fn slow_times(&self) -> impl Iterator<Item = &(u64, u64)> {
+        self.stops.iter().chain(&self.starved)
     }
 
     /// Remembers what was done.

@@ -154,11 +154,11 @@ fn a_sender_waits_for_a_dead_receiver() {
         while publication.offer(&[0; 100]).is_ok() {}
         let before = Instant::now();
         assert_eq!(publication.offer_until(0, &[0; 100], Some(before + DEADLINE)), Err(OfferError::TimedOut));
-        assert!(before.elapsed() >= DEADLINE && before.elapsed() < DEADLINE + 3 * SOON, "{:?}", before.elapsed());
+        assert!(before.elapsed() >= DEADLINE && before.elapsed() < DEADLINE + SOON, "{:?}", before.elapsed());
         idler.kill();
         let killed = Instant::now();
         assert_eq!(publication.offer_until(0, &[0; 100], testing::in_time()), Err(OfferError::NotConnected));
-        assert!(killed.elapsed() < 3 * SOON, "{:?}", killed.elapsed());
+        assert!(killed.elapsed() < SOON, "{:?}", killed.elapsed());
     }
     observed(
         "the receiver is killed, four messages later mq_send sleeps, and does not get up again",

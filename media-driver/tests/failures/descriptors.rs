@@ -1,18 +1,18 @@
 //! File descriptors that come over a socket: who owns them when the message is no good, and what there is when there is no room for them.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use ringbus::channel::{ChannelSpec, Properties};
 use ringbus::control::message::{Event, Refusal, Request};
-use ringbus::control::socket::new_socket;
+use ringbus::control::socket::{self, new_socket};
 use ringbus::memory::memfd::{self, HugePages};
 use ringbus::ring::layout::{ObjectKind, SingleControl};
 use ringbus::{Address, Error, Kind, Overflow};
 use rustix::net::SocketFlags;
-use testing::{DriverProcess, Party, Role, assert_works, fds_of, limit, pair, until};
+use testing::{DriverProcess, Party, Raw, Role, assert_works, fds_of, limit, pair, until};
 
-use crate::by_hand::{Raw, fake_driver};
+use crate::by_hand::fake_driver;
 use crate::{SMALLEST, observed};
 
 const MOST: u64 = 64;
@@ -88,7 +88,7 @@ pub(crate) fn naive_receiver_without_descriptors(mut role: Role) {
 fn connect_to_naive(address: &Address) -> impl FnMut(&[u8]) {
     let socket = Raw::silent(address);
     let file = OwnedFd::from(File::open("/dev/null").expect("it is there"));
-    move |bytes| socket.send(bytes, &[&file])
+    move |bytes| socket.send(bytes, &[file.as_fd()])
 }
 
 const FAILING: usize = 1000;
@@ -138,15 +138,15 @@ fn descriptors_of_failed_requests_leak() {
     let spec = ChannelSpec::new("wanted".parse().expect("a name"), 0, &Properties::default()).expect("a channel");
     let forged = ring_object(ObjectKind::SingleRing, SMALLEST);
     for id in 0..FAILING as u64 {
-        raw.ask(&Request::ResumePublication { id, spec: spec.clone() }, &[&forged, &forged]);
-        let (event, _) = raw.hear().expect("an answer");
+        raw.send(&socket::encode(&Request::ResumePublication { id, spec: spec.clone() }), &[forged.as_fd(), forged.as_fd()]);
+        let (event, _) = raw.event();
         assert!(matches!(event, Event::Lost { refusal: Refusal::Fraud(_), .. }), "{event:?}");
     }
     // Descriptors where none belong, in every state of a connection.
     for _ in 0..50 {
         for raw in [Raw::silent(&driver.address), Raw::greeted(&driver.address)] {
-            raw.ask(&Request::List { request: 1 }, &[&forged, &forged, &forged]);
-            while raw.hear().is_some() {}
+            raw.send(&socket::encode(&Request::List { request: 1 }), &[forged.as_fd(); 3]);
+            raw.assert_hung_up();
         }
     }
     drop(raw);
@@ -203,7 +203,7 @@ fn no_room_for_a_descriptor() {
     naive.expect("listens");
     let socket = Raw::silent(&address);
     let memory = ring_object(ObjectKind::SingleRing, SMALLEST);
-    socket.send(b"here is it", &[&memory]);
+    socket.send(b"here is it", &[memory.as_fd()]);
     naive.expect("10");
     naive.expect("true");
 

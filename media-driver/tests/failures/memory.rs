@@ -14,9 +14,9 @@ use ringbus::memory::MemoryError;
 use ringbus::ring::layout::{LAYOUT_VERSION, ObjectKind};
 use ringbus::{Client, Error, ImageEvent, Kind, Overflow, PollError, RecvError};
 use rustix::io::Errno;
-use testing::{DriverProcess, Party, Role, assert_works, connect, event, in_time, pair};
+use testing::{DriverProcess, Party, Raw, Role, assert_works, connect, event, in_time, pair};
 
-use crate::by_hand::{Raw, fake_driver};
+use crate::by_hand::fake_driver;
 use crate::descriptors::{added, ring_object};
 use crate::{SMALLEST, STALL, assert_killed_by, nowhere, observed};
 
@@ -154,17 +154,14 @@ fn a_truncated_object_is_fatal() {
         let (mut publication, mut subscription) = pair(&client, &name, kind, Overflow::Block, SMALLEST);
         let raw = Raw::greeted(&driver.address);
         let (name, properties) = (name.parse().expect("a name"), Properties::default());
-        raw.ask(
-            &match kind {
-                Kind::Mpsc => Request::AddPublication { request: 1, name, properties },
-                _ => Request::AddSubscription { request: 1, name, properties },
-            },
-            &[],
-        );
-        let (event, mut fds) = raw.hear().expect("an answer");
+        raw.ask(&match kind {
+            Kind::Mpsc => Request::AddPublication { request: 1, name, properties },
+            _ => Request::AddSubscription { request: 1, name, properties },
+        });
+        let (event, mut fds) = raw.event();
         let (Event::PublicationAdded { id, .. } | Event::SubscriptionAdded { id, .. }) = event else { panic!("{event:?}") };
-        raw.ask(&Request::Ready { object: id }, &[]);
-        let (event, of_link) = raw.hear().expect("a link");
+        raw.ask(&Request::Ready { object: id });
+        let (event, of_link) = raw.event();
         assert!(matches!(event, Event::PublisherLink { .. } | Event::SubscriberLink { .. }), "{event:?}");
         fds.extend(of_link);
         fds.retain(|fd| rustix::fs::fcntl_get_seals(fd).is_ok());

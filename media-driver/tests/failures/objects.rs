@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use ringbus::{Kind, Overflow};
-use testing::{DriverProcess, KINDS, Party, Role, assert_works, pair, skip_unless_root, until};
+use testing::{DriverProcess, KINDS, Party, Role, assert_works, outliving, pair, skip_unless_root, until};
 
 use crate::{SMALLEST, nowhere, observed};
 
@@ -82,21 +82,10 @@ fn files(directory: &Path) -> BTreeSet<PathBuf> {
     fs::read_dir(directory).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect()
 }
 
-/// All that could outlive a process: files in /dev/shm, and System V objects by table, key and id.
-fn system() -> BTreeSet<PathBuf> {
-    let mut left = files(Path::new("/dev/shm"));
-    for table in ["shm", "sem", "msg"] {
-        let text = fs::read_to_string(format!("/proc/sysvipc/{table}")).unwrap_or_default();
-        let objects = text.lines().skip(1).map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" "));
-        left.extend(objects.map(|object| PathBuf::from(format!("{table} {object}"))));
-    }
-    left
-}
-
 /// Named objects leak when the program is killed, or an error path skips the cleanup.
 #[test]
 fn named_objects_leak() {
-    let before = system();
+    let before = outliving();
     let name = format!("naive-owner-{}", std::process::id());
     let mut naive = Party::start("naive owner of named objects", &nowhere(), &[&name]);
     let (segment, semaphores) = (naive.hear_number(), naive.hear_number());
@@ -116,7 +105,7 @@ fn named_objects_leak() {
     parties.iter_mut().for_each(Party::kill);
     driver.kill();
     assert_eq!(files(driver.directory()), BTreeSet::from([socket, lock]));
-    until("the system is as before", || system().is_subset(&before));
+    until("the system is as before", || outliving().is_subset(&before));
     observed(
         format!("killed: {leaked} of 4 objects (shared memory, System V segment and semaphores, message queue) are still there"),
         "clients and driver killed: no party had anything that has a name; of the driver its socket and lock file are left, for its successor",

@@ -16,9 +16,8 @@ use rustix::net::{
     UCred,
 };
 use rustix::process::{Gid, Pid, Uid};
-use testing::{DriverProcess, Party, Role, assert_works, pair, skip_unless_root, thread_id, until};
+use testing::{DriverProcess, PATIENCE, Party, Raw, Role, assert_works, pair, skip_unless_root, thread_id, until};
 
-use crate::by_hand::Raw;
 use crate::{SMALLEST, STALL, assert_hangs, nowhere, observed};
 
 // ---- Forged identity ----
@@ -62,11 +61,12 @@ fn a_forged_identity_is_believed() {
     let observer = driver.connect();
     let raw = Raw::silent(&driver.address);
     send_as(&raw.0, &Greeting::own().to_bytes(), forged);
-    assert_eq!(raw.receive(), Greeting::own().version);
+    let greeting = raw.receive().and_then(|packet| Greeting::from_bytes(&packet.bytes));
+    assert_eq!(greeting.map(|greeting| greeting.version), Some(Greeting::own().version));
     let request =
         Request::AddPublication { request: 1, name: "forged".parse().expect("a name"), properties: Properties::default() };
     send_as(&raw.0, &socket::encode(&request), forged);
-    let (event, _fds) = raw.hear().expect("an answer");
+    let (event, _fds) = raw.event();
     let Event::PublicationAdded { spec, .. } = event else { panic!("{event:?}") };
     let entries = observer.list().expect("it answers");
     let own = rustix::process::geteuid().as_raw();
@@ -174,15 +174,15 @@ fn a_silent_client_stalls_the_server() {
     let thread = naive.hear();
     let mut silent = UnixStream::connect(&path).expect("it listens");
     let mut other = UnixStream::connect(&path).expect("it listens");
-    let mut ask = || {
+    let mut ask = |patience| {
         other.write_all(b"?").expect("room");
-        other.set_read_timeout(Some(STALL)).expect("a timeout");
+        other.set_read_timeout(Some(patience)).expect("a timeout");
         other.read_exact(&mut [0; ANSWER])
     };
-    ask().expect("it is served");
+    ask(PATIENCE).expect("it is served");
     silent.write_all(&[b'?'; 2000]).expect("room");
     assert_hangs(&naive, &thread);
-    assert!(ask().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock), "it is not served any more");
+    assert!(ask(STALL).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock), "it is not served any more");
     naive.kill();
 
     let driver = DriverProcess::launch();

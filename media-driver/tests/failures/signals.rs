@@ -11,11 +11,10 @@ use ringbus::control::message::Request;
 use ringbus::{Address, Client, Error, Idle, Kind, OfferError, Overflow};
 use rustix::process::{Pid, Signal};
 use testing::{
-    KINDS, Ledger, PATIENCE, Party, Role, assert_works, connect, in_time, pair, play_driver, readable, thread_id, until,
+    KINDS, Ledger, PATIENCE, Party, Raw, Role, assert_works, connect, in_time, pair, play_driver, readable, thread_id, until,
 };
 
-use crate::by_hand::Raw;
-use crate::{SMALLEST, STALL, assert_hangs, assert_killed_by, nowhere, observed};
+use crate::{SMALLEST, assert_hangs, assert_killed_by, nowhere, observed};
 
 // ---- Storms ----
 
@@ -298,7 +297,7 @@ fn a_closed_socket_kills_the_writer() {
         let raw = Raw::greeted(&address);
         driver.stop();
         for request in 0..20 {
-            raw.ask(&Request::List { request }, &[]);
+            raw.ask(&Request::List { request });
         }
         drop(raw);
         driver.go_on();
@@ -365,7 +364,7 @@ fn a_handler_that_allocates_deadlocks() {
         for signal in [Signal::TERM, Signal::INT].into_iter().cycle().take(200) {
             rustix::process::kill_process(Pid::from_raw(pid as i32).expect("a pid"), signal).expect("it is not reaped yet");
         }
-        let ending = daemon.ended_within(STALL * 10).expect("it ends");
+        let ending = daemon.ended_within(PATIENCE).expect("it ends");
         assert!(ending.success(), "{ending}");
         busy.join().expect("no panic");
         assert_eq!(fs::read_dir(directory.path()).expect("it is ours").count(), 0, "it has tidied up");
