@@ -419,3 +419,21 @@ fn a_newcomer_is_known_before_its_first_claim() {
         assert_eq!(got.map(|frame| message_of(&consumer.payload(&frame))), Some(1));
     });
 }
+
+/// A slot's next producer inherits no intent: while it has not claimed anything yet, somebody else's death in the same place is not waited for. One thread, so one execution.
+#[test]
+fn an_intent_of_the_dead_is_not_that_of_the_next_in_its_slot() {
+    explore(0, || {
+        let memory = MpscMemory::new(64);
+        let mut consumer = memory.consumer();
+        let mut dying = Dying::new(&memory, 0, 8);
+        dying.measure();
+        dying.intend();
+        consumer.producer_gone(0);
+        assert_eq!(consumer.take_finished(), Some(0));
+        consumer.taken_slots().producer_comes(0);
+        assert!(memory.producer(1).claim(8).is_ok());
+        consumer.producer_gone(1);
+        assert_eq!((consumer.read(), consumer.take_finished()), (Ok(None), Some(1)));
+    });
+}
