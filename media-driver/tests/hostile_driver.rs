@@ -349,7 +349,7 @@ fn a_client_whose_driver_says_nothing_any_more_can_be_dropped() {
     })
     .take_while(Option::is_some)
     .collect();
-    let error = Client::builder().address(address.clone()).connect().err().expect("nobody accepts it").to_string();
+    let error = Client::builder().address(address.clone()).connect().expect_err("nobody accepts it").to_string();
     assert!(error.contains("is it stopped?"), "{error}");
     drop(crowd);
 }
