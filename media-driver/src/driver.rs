@@ -95,7 +95,7 @@ pub struct Driver {
     timer_is_armed: bool,
     /// Given up for a moment to turn a client away when there are no fds left.
     spare: Option<OwnedFd>,
-    /// Not even that one could be used (other threads of this process took it): nobody is accepted before the next tick of the timer.
+    /// Not even that one is to be had (other threads of this process took it, or whoever was turned away has it still): nobody is accepted before the next tick of the timer.
     paused: bool,
     sessions: HashMap<u64, Session>,
     /// Processes whose death we want to know of, and under which number epoll tells us.
@@ -253,16 +253,27 @@ impl Driver {
     /// No fd is left for this client: with the spare one it at least learns why.
     fn turn_away(&mut self) {
         self.spare = None;
-        match self.listener.accept() {
-            Ok(socket) => {
-                say_full(&socket);
-                self.disposal.hang_up(NOBODY, socket);
-            }
-            Err(Errno::MFILE | Errno::NFILE) => self.paused = epoll::delete(&self.epoll, &self.listener).is_ok(),
-            Err(_) => {}
+        if let Ok(socket) = self.listener.accept() {
+            say_full(&socket);
+            self.disposal.hang_up(NOBODY, socket);
         }
-        self.spare = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).ok();
+        if !self.has_spare() {
+            self.paused = epoll::delete(&self.epoll, &self.listener).is_ok();
+        }
         tracing::error!("out of file descriptors: a client was turned away; raise RLIMIT_NOFILE");
+    }
+
+    /// Takes the spare fd back. Whoever was turned away may have it still, but for a moment if he has sent nothing strange.
+    fn has_spare(&mut self) -> bool {
+        const MOMENT: Duration = Duration::from_millis(10);
+        let deadline = Instant::now() + MOMENT;
+        loop {
+            self.spare = self.spare.take().or_else(|| rustix::event::eventfd(0, EventfdFlags::CLOEXEC).ok());
+            if self.spare.is_some() || Instant::now() >= deadline {
+                return self.spare.is_some();
+            }
+            std::thread::sleep(MOMENT / 100);
+        }
     }
 
     /// Something happened at a client's socket.
@@ -399,7 +410,7 @@ impl Driver {
     fn tick(&mut self) {
         let _ = rustix::io::read(&self.timer, &mut [0; 8]);
         self.timer_is_armed = false;
-        if self.paused {
+        if self.paused && self.has_spare() {
             self.paused = self.watch(&self.listener, LISTENER).is_err();
         }
         let mut outbox = Outbox::new();
