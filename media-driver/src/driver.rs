@@ -327,6 +327,7 @@ impl Driver {
             self.disposal.close(asker.uid, fds);
             return false;
         }
+        let mut keeps_up = true;
         match request {
             Request::AddPublication { request, name, properties } => {
                 registry.add(&asker, Side::Publication, request, name, &properties, outbox_ref);
@@ -346,14 +347,14 @@ impl Driver {
             Request::LinkFailed { link, reason } => registry.link_failed(&asker, link, &reason, outbox_ref),
             Request::LinkDone { link } => registry.link_done(&asker, link, outbox_ref),
             Request::Close { object } => registry.close(&asker, object, outbox_ref),
-            Request::List { request } => registry.list(client, request, outbox_ref),
+            Request::List { request } => keeps_up = session.list(request, registry.list()).is_ok(),
             Request::Goodbye => registry.client_left(client, outbox_ref),
         }
         self.deliver(outbox);
         // Those that nobody asked for.
         let asked_for = fds.is_empty();
         self.disposal.close(asker.uid, fds);
-        asked_for
+        asked_for && keeps_up
     }
 
     /// Says what there is to say. Who cannot be reached any more is dropped, which may make more to say.

@@ -647,22 +647,27 @@ impl Registry {
     }
 
     /// Everything there is, for whoever asks.
-    pub(crate) fn list(&self, client: u64, request: u32, outbox: &mut Outbox) {
+    pub(crate) fn list(&self) -> Vec<Entry> {
+        let mut links: HashMap<u64, u32> = HashMap::new();
+        for LinkRecord { link, .. } in self.links.values() {
+            *links.entry(link.publication).or_default() += 1;
+            *links.entry(link.subscription).or_default() += 1;
+        }
+        let mut entries = Vec::with_capacity(self.objects.len());
         for channel in self.channels.values() {
-            for id in channel.publications.iter().chain(&channel.subscriptions) {
-                let Some(object) = self.objects.get(id) else { continue };
-                let entry = Entry {
+            for &id in channel.publications.iter().chain(&channel.subscriptions) {
+                let Some(object) = self.objects.get(&id) else { continue };
+                entries.push(Entry {
                     spec: channel.spec.clone(),
-                    id: *id,
+                    id,
                     publishes: object.side == Side::Publication,
                     pid: object.owner.process.pid,
                     uid: object.owner.uid,
-                    links: self.links_of(*id).len() as u32,
-                };
-                outbox.push((client, Event::Entry { request, entry }, Vec::new()));
+                    links: links.get(&id).copied().unwrap_or(0),
+                });
             }
         }
-        outbox.push((client, Event::ListEnd { request }, Vec::new()));
+        entries
     }
 
     /// How many objects and links there are, for tests and logs.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use ringbus::control::message::Event;
+use ringbus::control::message::{Entry, Event};
 use ringbus::control::process::Credentials;
 use ringbus::control::socket;
 use rustix::net::SendFlags;
@@ -15,6 +15,9 @@ use crate::registry::Asker;
 /// A client that lets this many messages pile up does not read them, and is disconnected: it may not fill the driver's memory, nor its fd table.
 const LONGEST_QUEUE: usize = 4096;
 
+/// The same of questions what there is, each of which has a long answer.
+const MOST_LISTS: usize = 16;
+
 #[derive(Debug)]
 pub(crate) struct Session {
     socket: OwnedFd,
@@ -23,6 +26,8 @@ pub(crate) struct Session {
     /// Whether epoll is asked to say when there is room again.
     pub(crate) wants_room: bool,
     queue: VecDeque<(Vec<u8>, Vec<Arc<OwnedFd>>)>,
+    /// Answers of which the rest is sent when the queue is empty.
+    lists: VecDeque<(u32, std::vec::IntoIter<Entry>)>,
 }
 
 /// The client has to go.
@@ -33,7 +38,7 @@ impl Session {
     pub(crate) fn new(client: u64, socket: OwnedFd, credentials: &Credentials) -> Self {
         let asker =
             Asker { client, process: credentials.process, uid: credentials.uid, groups: credentials.groups.as_slice().into() };
-        Self { socket, asker, greeted: false, wants_room: false, queue: VecDeque::new() }
+        Self { socket, asker, greeted: false, wants_room: false, queue: VecDeque::new(), lists: VecDeque::new() }
     }
 
     /// Sends now, or later if the client does not keep up.
@@ -43,9 +48,34 @@ impl Session {
         if self.queue.len() > LONGEST_QUEUE { Err(Unreachable) } else { Ok(()) }
     }
 
+    /// Answers a question what there is, now or as the client reads.
+    pub(crate) fn list(&mut self, request: u32, entries: Vec<Entry>) -> Result<(), Unreachable> {
+        self.lists.push_back((request, entries.into_iter()));
+        self.flush()?;
+        if self.lists.len() > MOST_LISTS { Err(Unreachable) } else { Ok(()) }
+    }
+
+    /// What comes next of the answers.
+    fn next_of_lists(&mut self) -> Option<Event> {
+        let (request, entries) = self.lists.front_mut()?;
+        let request = *request;
+        match entries.next() {
+            Some(entry) => Some(Event::Entry { request, entry }),
+            None => {
+                self.lists.pop_front();
+                Some(Event::ListEnd { request })
+            }
+        }
+    }
+
     /// Sends what is queued, as far as there is room.
     pub(crate) fn flush(&mut self) -> Result<(), Unreachable> {
-        while let Some((bytes, fds)) = self.queue.front() {
+        loop {
+            if self.queue.is_empty() {
+                let Some(event) = self.next_of_lists() else { return Ok(()) };
+                self.queue.push_back((socket::encode(&event), Vec::new()));
+            }
+            let Some((bytes, fds)) = self.queue.front() else { return Ok(()) };
             let fds: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| fd.as_fd()).collect();
             match socket::send(&self.socket, bytes, &fds, SendFlags::DONTWAIT) {
                 Ok(()) => drop(self.queue.pop_front()),
@@ -56,7 +86,6 @@ impl Session {
                 Err(_) => return Err(Unreachable),
             }
         }
-        Ok(())
     }
 
     pub(crate) fn into_socket(self) -> OwnedFd {
@@ -64,7 +93,7 @@ impl Session {
     }
 
     pub(crate) fn has_queue(&self) -> bool {
-        !self.queue.is_empty()
+        !self.queue.is_empty() || !self.lists.is_empty()
     }
 }
 

@@ -664,6 +664,24 @@ fn who_lies_about_a_link_to_a_new_driver_gets_no_number_of_others() {
     assert_ne!(given.line, others.line, "the other link has it");
 }
 
+/// More than may pile up of other messages.
+#[test]
+fn a_long_list_is_told_in_full() {
+    const OBJECTS: usize = 6000;
+    let driver = DriverProcess::launch();
+    let client = driver.connect();
+    let raw = Raw::greeted(&driver.address);
+    for request in 0..OBJECTS as u32 {
+        added(&raw, &Request::AddPublication { request, name: name("many"), properties: properties(Kind::Mpsc) });
+    }
+    for _ in 0..3 {
+        assert_eq!(client.list().expect("an answer").len(), OBJECTS);
+    }
+    raw.ask(&Request::Goodbye);
+    assert!(raw.settle());
+    assert_eq!(client.list().expect("an answer").len(), 0);
+}
+
 /// Halves of links to a subscription that is not ready, again and again.
 #[test]
 fn links_that_only_a_publication_has_told_of_end_with_it() {
