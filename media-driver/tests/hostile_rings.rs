@@ -523,6 +523,10 @@ fn of_a_spoilt_ring(spoil: impl FnOnce(&MpscControl)) -> Result<Option<ringbus::
     let mut consumer = unsafe { mpsc::Consumer::new(mapped.control(), mapped.region()) };
     consumer.taken_slots().producer_comes(0);
     consumer.taken_slots().producer_comes(1);
+    // One that has left again.
+    consumer.taken_slots().producer_comes(3);
+    consumer.producer_gone(3);
+    assert_eq!(consumer.take_finished(), Some(3));
     control.tail.tail.store(64, Ordering::Relaxed);
     consumer.producer_gone(0);
     spoil(control);
@@ -549,7 +553,8 @@ fn a_claim_of_nobody_is_not_waited_for() {
         })
     };
     assert_eq!(claim_of(1), Ok(None), "he lives");
-    assert!(matches!(claim_of(2), Err(ReadError::Corrupt { .. })));
+    assert!(matches!(claim_of(2), Err(ReadError::Corrupt { .. })), "nobody ever had the slot");
+    assert!(matches!(claim_of(3), Err(ReadError::Corrupt { .. })), "nobody has it any more");
 }
 
 /// The length in a dead producer's record drives zeroing, so it is not believed beyond the tail.
