@@ -12,7 +12,8 @@ use rusteron_client::{
     Aeron, AeronClaim, AeronContext, AeronExclusivePublication, AeronFragmentClosureAssembler, AeronHeader,
     AeronOfferError, AeronPublication, AeronSubscription, Handlers,
 };
-use rusteron_media_driver::{AeronDriver, AeronDriverContext, aeron_threading_mode_t};
+use rusteron_media_driver::bindings::aeron_threading_mode_t;
+use rusteron_media_driver::{AeronDriver, AeronDriverContext};
 
 use crate::Outcome;
 use crate::harness::{die_with_parent, patiently};

@@ -4,7 +4,6 @@
 //! To be woken, a subscriber has a listener of the event service beside it, and its publisher notifies after each sample.
 
 use std::mem::MaybeUninit;
-use std::path::Path as FilePath;
 
 use iceoryx2::port::listener::Listener;
 use iceoryx2::port::notifier::Notifier;
@@ -26,7 +25,7 @@ pub struct Iceoryx {
 
 impl Iceoryx {
     /// Makes a node. `sleeps`: receivers sleep until they are woken.
-    pub fn new(directory: &FilePath, sleeps: bool) -> Outcome<Self> {
+    pub fn new(directory: &std::path::Path, sleeps: bool) -> Outcome<Self> {
         set_log_level(LogLevel::Error);
         let mut config = Config::default();
         let text = directory.to_str().ok_or("a path that is no text")?;

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -75,14 +75,6 @@ enum KernelEnd {
     Queue(Queue),
 }
 
-impl KernelEnd {
-    fn fd(&self) -> &OwnedFd {
-        match self {
-            Self::File(fd) | Self::Queue(Queue { fd, .. }) => fd,
-        }
-    }
-}
-
 impl<const BYTES: usize> Sender<BYTES> for KernelEnd {
     fn try_send(&mut self, message: Message<'_, BYTES>) -> Outcome<bool> {
         let written = match self {
@@ -90,7 +82,7 @@ impl<const BYTES: usize> Sender<BYTES> for KernelEnd {
             Self::Queue(queue) => queue.send(message.bytes),
         };
         match written {
-            Ok(BYTES) => Ok(true),
+            Ok(written) if written == BYTES => Ok(true),
             Err(Errno::AGAIN | Errno::INTR) => Ok(false),
             // Messages are small enough to be taken in full or not at all.
             Ok(written) => Err(format!("only {written} bytes of {BYTES} were written").into()),
@@ -104,7 +96,7 @@ impl<const BYTES: usize> Receiver<BYTES> for KernelEnd {
         let mut bytes = [0; BYTES];
         for number in 0..limit {
             let length = match self {
-                Self::File(_) => rustix::io::read(self.fd(), &mut bytes[..]),
+                Self::File(fd) => rustix::io::read(fd, &mut bytes[..]),
                 Self::Queue(queue) => queue.receive(&mut bytes),
             };
             match length {
@@ -172,14 +164,12 @@ impl Queue {
     }
 
     fn send(&self, bytes: &[u8]) -> Result<usize, Errno> {
-        use std::os::fd::AsRawFd;
         // SAFETY: the bytes are good for the call.
         let outcome = unsafe { libc::mq_send(self.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
         if outcome == 0 { Ok(bytes.len()) } else { Err(last_error()) }
     }
 
     fn receive(&self, bytes: &mut [u8]) -> Result<usize, Errno> {
-        use std::os::fd::AsRawFd;
         // SAFETY: the bytes can be written during the call.
         let length =
             unsafe { libc::mq_receive(self.fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), std::ptr::null_mut()) };
