@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusteron_client::{
-    Aeron, AeronClaim, AeronContext, AeronExclusivePublication, AeronFragmentClosureAssembler, AeronHeader,
-    AeronOfferError, AeronPublication, AeronSubscription, Handlers,
+    Aeron, AeronClaim, AeronContext, AeronExclusivePublication, AeronFragmentClosureAssembler, AeronHeader, AeronOfferError,
+    AeronPublication, AeronSubscription, Handlers,
 };
 use rusteron_media_driver::bindings::aeron_threading_mode_t;
 use rusteron_media_driver::{AeronDriver, AeronDriverContext};

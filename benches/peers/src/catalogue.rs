@@ -67,16 +67,22 @@ impl Peer {
     /// What is to be known about how it is set up.
     pub fn configuration(self) -> &'static str {
         match self {
-            Self::Lines(_) => "cache lines of a shared file, written in full, the number in the last word of a message; streams: a ring of 512 KiB",
+            Self::Lines(_) => {
+                "cache lines of a shared file, written in full, the number in the last word of a message; streams: a ring of 512 KiB"
+            }
             Self::Futex => "payload and a word in a shared file, a wake call after each message, a wait call before each",
-            Self::Ring(Idle::BusySpin, _) => "ring of 512 KiB (4 messages if that is more), both ends spin, driver as its own process",
+            Self::Ring(Idle::BusySpin, _) => {
+                "ring of 512 KiB (4 messages if that is more), both ends spin, driver as its own process"
+            }
             Self::Ring(Idle::Parking, _) => "the same, both ends sleep at once",
             Self::Ring(..) => "the same, both ends wait as they do by default: spin, then sleep",
             Self::Aeron(Setup::Large, _) => {
                 "aeron:ipc, terms of 64 MiB (its default), MTU 65504, clients spin, driver SHARED with back-off as its own process"
             }
             Self::Aeron(Setup::Small, _) => "the same with terms of 1 MiB (8 messages if that is more) and clients that yield",
-            Self::Iceoryx(false) => "fixed-size payload, loan and send, no safe overflow, publisher retries, buffer of 512 KiB (at least 4), subscriber spins",
+            Self::Iceoryx(false) => {
+                "fixed-size payload, loan and send, no safe overflow, publisher retries, buffer of 512 KiB (at least 4), subscriber spins"
+            }
             Self::Iceoryx(true) => "the same, a notifier and a listener beside it, subscriber in blocking_wait",
             Self::Shaq => "spsc queue in a shared file, 512 KiB (at least 4 items), in place, streams in batches of 64",
             Self::IpcChannel => "byte channel, receiver spins on try_recv",
@@ -86,6 +92,21 @@ impl Peer {
             Self::Kernel(_, false) => "non-blocking, both ends spin on the calls",
             Self::Kernel(_, true) => "blocking",
         }
+    }
+
+    /// The crate it comes from, if it is no part of this package or of the system.
+    pub fn package(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Ring(..) => "ringbus",
+            Self::Aeron(..) => "rusteron-client",
+            Self::Iceoryx(_) => "iceoryx2",
+            Self::Shaq => "shaq",
+            Self::IpcChannel => "ipc-channel",
+            Self::Rtrb => "rtrb",
+            Self::Crossbeam => "crossbeam-queue",
+            Self::Disruptor => "disruptor",
+            Self::Lines(_) | Self::Futex | Self::Kernel(..) => return None,
+        })
     }
 
     /// Whether it is Aeron, with which the others are compared.
@@ -98,7 +119,8 @@ const OFFER: Peer = Peer::Ring(Idle::BusySpin, ring::Way::Offer);
 const CLAIM: Peer = Peer::Ring(Idle::BusySpin, ring::Way::Claim);
 const BATCH: Peer = Peer::Ring(Idle::BusySpin, ring::Way::Batch);
 const DEFAULT: Peer = Peer::Ring(Idle::Adaptive, ring::Way::Offer);
-const RINGS: [(&str, Peer); 3] = [("ringbus, offer", OFFER), ("ringbus, claim", CLAIM), ("ringbus, offer, default idle", DEFAULT)];
+const RINGS: [(&str, Peer); 3] =
+    [("ringbus, offer", OFFER), ("ringbus, claim", CLAIM), ("ringbus, offer, default idle", DEFAULT)];
 const AERON_OFFERS: [(&str, Peer); 2] = [
     ("Aeron 64 MiB, spinning, offer", Peer::Aeron(Setup::Large, aeron::Way::Offer)),
     ("Aeron 1 MiB, yielding, offer", Peer::Aeron(Setup::Small, aeron::Way::Offer)),

@@ -112,7 +112,8 @@ pub fn run(cast: &Cast, cores: [usize; 2], warm: Duration, length: Duration) -> 
 
     let mut ends = Vec::new();
     for end in if cast.alone { &["left"][..] } else { &["left", "right"] } {
-        let [candidate, warm, length] = [cast.candidate.to_string(), warm.as_micros().to_string(), length.as_micros().to_string()];
+        let [candidate, warm, length] =
+            [cast.candidate.to_string(), warm.as_micros().to_string(), length.as_micros().to_string()];
         let [left, right] = cores.map(|core| core.to_string());
         let pid = driver.as_ref().map(|driver| driver.child.id().to_string());
         let mut arguments = vec!["--candidate", &candidate, "--end", end, "--cores", &left, &right];

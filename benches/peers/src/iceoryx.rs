@@ -45,10 +45,7 @@ impl Iceoryx {
         Ok(self.service::<32>(&format!("attach {number}"))?.subscriber_builder().create()?)
     }
 
-    fn service<const BYTES: usize>(
-        &self,
-        name: &str,
-    ) -> Outcome<publish_subscribe::PortFactory<ipc::Service, [u8; BYTES], ()>> {
+    fn service<const BYTES: usize>(&self, name: &str) -> Outcome<publish_subscribe::PortFactory<ipc::Service, [u8; BYTES], ()>> {
         let service = self.node.service_builder(&name.try_into()?).publish_subscribe::<[u8; BYTES]>();
         let service = service.enable_safe_overflow(false).history_size(0).subscriber_max_buffer_size(ring_slots(BYTES));
         Ok(service.max_publishers(1).max_subscribers(1).open_or_create()?)
@@ -62,8 +59,7 @@ impl Iceoryx {
 impl Transport for Iceoryx {
     fn sender<const BYTES: usize>(&self, lane: &str) -> Outcome<impl Sender<BYTES>> {
         let service = self.service::<BYTES>(lane)?;
-        let publisher =
-            service.publisher_builder().backpressure_strategy(BackpressureStrategy::RetryUntilDelivered).create()?;
+        let publisher = service.publisher_builder().backpressure_strategy(BackpressureStrategy::RetryUntilDelivered).create()?;
         patiently("find the subscriber", || Ok((service.dynamic_config().number_of_subscribers() > 0).then_some(())))?;
         let mut notifier = None;
         if self.sleeps {

@@ -29,7 +29,7 @@ mod workload;
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 
@@ -143,6 +143,7 @@ fn measure(arguments: &Arguments) -> Outcome<()> {
         return Err(format!("no candidate's name contains `{}`", arguments.only).into());
     }
     println!("Two processes on cores {left} and {right}; {rounds} rounds, in which {count} candidates take turns of {length:?}.");
+    println!("{}; a reading of the clock takes {:.0} ns.", machine(), clock());
 
     let mut results = Results::new(wanted.len());
     for round in 0..rounds {
@@ -166,6 +167,24 @@ fn measure(arguments: &Arguments) -> Outcome<()> {
         0 => Ok(()),
         failures => Err(format!("{failures} slices have failed").into()),
     }
+}
+
+/// What it runs on, as far as the system tells.
+fn machine() -> String {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let cpus = read("/proc/cpuinfo");
+    let model = cpus.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1));
+    format!("{}, Linux {}", model.unwrap_or("unknown processor"), read("/proc/sys/kernel/osrelease").trim())
+}
+
+/// Nanoseconds that it takes to read the clock.
+fn clock() -> f64 {
+    const READINGS: u32 = 100_000;
+    let started = Instant::now();
+    for _ in 0..READINGS {
+        std::hint::black_box(Instant::now());
+    }
+    started.elapsed().as_nanos() as f64 / f64::from(READINGS)
 }
 
 /// Which candidates are to run. Of a group of which any does, limit and Aeron do too: the others are compared with them.

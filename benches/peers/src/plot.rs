@@ -72,7 +72,14 @@ fn draw(group: &Group, rows: &[(&str, Vec<Spread>)], path: &Path) -> Outcome<()>
         .x_label_area_size(45)
         .y_label_area_size(NAMES)
         .build_cartesian_2d((lowest..highest).log_scale(), 0.0..rows.len() as f64)?;
-    chart.configure_mesh().disable_y_mesh().y_labels(0).x_desc(unit).x_labels(8).x_label_formatter(&|value| short(*value)).draw()?;
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .y_labels(0)
+        .x_desc(unit)
+        .x_labels(8)
+        .x_label_formatter(&|value| short(*value))
+        .draw()?;
 
     let label = TextStyle::from(("sans-serif", 14)).pos(Pos::new(HPos::Right, VPos::Center));
     for (number, (name, spreads)) in rows.iter().enumerate() {

@@ -152,17 +152,9 @@ impl Row<'_> {
 
 fn header(work: Work) -> &'static [&'static str] {
     match work {
-        Work::RoundTrip | Work::Publications | Work::Subscriptions => &[
-            "p50",
-            "p99",
-            "p99.9",
-            "p50 / limit",
-            "p99 / limit",
-            "p99.9 / limit",
-            "p50 / Aeron",
-            "p99 / Aeron",
-            "p99.9 / Aeron",
-        ],
+        Work::RoundTrip | Work::Publications | Work::Subscriptions => {
+            &["p50", "p99", "p99.9", "p50 / limit", "p99 / limit", "p99.9 / limit", "p50 / Aeron", "p99 / Aeron", "p99.9 / Aeron"]
+        }
         Work::Stream | Work::TwoProducers => &["M/s", "GB/s", "GB/s / limit", "M/s / Aeron"],
         Work::Memory => &["driver MiB", "both ends MiB"],
     }
@@ -174,14 +166,16 @@ fn time(nanoseconds: f64) -> String {
 
 /// Prints a table for each group, and how everybody was set up.
 pub fn print(groups: &[Group], results: &Results) {
-    let mut configurations: Vec<(&str, &str)> = Vec::new();
+    let mut configurations: Vec<[String; 3]> = Vec::new();
     for rows in rows(groups, results).iter().filter(|rows| !rows.is_empty()) {
         let mut table = table();
         let group = rows[0].group;
         table.set_header([group.title.as_str()].iter().chain(header(group.work)).copied());
         for row in rows {
             table.add_row(row.cells(results));
-            let configuration = (row.candidate.name, row.candidate.peer.configuration());
+            let Candidate { name, peer } = row.candidate;
+            let version = peer.package().map_or_else(String::new, |package| format!("{package} {}", version(package)));
+            let configuration = [(*name).to_owned(), version, peer.configuration().to_owned()];
             if !configurations.contains(&configuration) {
                 configurations.push(configuration);
             }
@@ -196,11 +190,15 @@ pub fn print(groups: &[Group], results: &Results) {
          by turns.\nWake-ups and creations: a process of idle priority spins on each core, so that it does not halt.\n"
     );
     let mut table = table();
-    table.set_header(["candidate", "configuration"]);
-    for (name, configuration) in configurations {
-        table.add_row([name, configuration]);
-    }
+    table.set_header(["candidate", "crate", "configuration"]);
+    configurations.into_iter().for_each(|configuration| drop(table.add_row(configuration)));
     println!("{table}\n");
+}
+
+/// Of a crate that this program was built from.
+fn version(package: &str) -> &'static str {
+    let (_, entry) = include_str!("../Cargo.lock").split_once(&format!("name = \"{package}\"\nversion = \"")).unwrap_or_default();
+    entry.split('"').next().unwrap_or_default()
 }
 
 fn table() -> Table {
@@ -229,7 +227,9 @@ pub fn write(groups: &[Group], results: &Results, directory: &Path) -> Outcome<(
         }
         for (reference, other) in [("limit", row.limit), ("Aeron", row.aeron)] {
             for (value, what) in values(row.group.work).iter().enumerate() {
-                let Some(Spread { median, low, high }) = other.and_then(|other| row.ratio(results, other, value)) else { continue };
+                let Some(Spread { median, low, high }) = other.and_then(|other| row.ratio(results, other, value)) else {
+                    continue;
+                };
                 // Times and sizes are compared as they are, rates are not times.
                 let what = if *what == "ns per message" { "rate" } else { what };
                 writeln!(ratios, "{names},{what},{reference},{median},{low},{high}")?;

@@ -218,7 +218,11 @@ impl Stopwatch for Each {
     }
 }
 
-fn ping<const BYTES: usize>(out: &mut impl Sender<BYTES>, back: &mut impl Receiver<BYTES>, length: Duration) -> Outcome<Measured> {
+fn ping<const BYTES: usize>(
+    out: &mut impl Sender<BYTES>,
+    back: &mut impl Receiver<BYTES>,
+    length: Duration,
+) -> Outcome<Measured> {
     let mut source = Source::<BYTES>::new();
     let mut check = Check::<BYTES>::default();
     let mut number = 0;
