@@ -199,7 +199,8 @@ impl Raw {
         match end {
             End::Left => {
                 let deadline = Instant::now() + length;
-                let mut limit = before + messages;
+                // The reader may still be at the end of the slice before.
+                let mut limit = before;
                 while !last {
                     while count == limit {
                         // Pairs with the Release store below: what we overwrite has been read.
