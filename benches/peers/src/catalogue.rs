@@ -74,16 +74,22 @@ impl Peer {
             Self::Ring(Idle::BusySpin, _) => {
                 "ring of 512 KiB (4 messages if that is more), both ends spin, driver as its own process"
             }
-            Self::Ring(Idle::Parking, _) => "the same, both ends sleep at once",
-            Self::Ring(..) => "the same, both ends wait as they do by default: spin, then sleep",
+            Self::Ring(Idle::Parking, _) => "ring of 512 KiB, both ends sleep at once, driver as its own process",
+            Self::Ring(..) => {
+                "ring of 512 KiB (4 messages if that is more), both ends wait as by default: spin, then sleep, driver as its own process"
+            }
             Self::Aeron(Setup::Large, _) => {
                 "aeron:ipc, terms of 64 MiB (its default), MTU 65504, clients spin, driver SHARED with back-off as its own process"
             }
-            Self::Aeron(Setup::Small, _) => "the same with terms of 1 MiB (8 messages if that is more) and clients that yield",
+            Self::Aeron(Setup::Small, _) => {
+                "aeron:ipc, terms of 1 MiB (8 messages if that is more), MTU 65504, clients yield, driver SHARED with back-off as its own process"
+            }
             Self::Iceoryx(false) => {
                 "fixed-size payload, loan and send, no safe overflow, publisher retries, buffer of 512 KiB (at least 4), subscriber spins"
             }
-            Self::Iceoryx(true) => "the same, a notifier and a listener beside it, subscriber in blocking_wait",
+            Self::Iceoryx(true) => {
+                "fixed-size payload, loan and send, no safe overflow, a notifier and a listener beside it, subscriber in blocking_wait"
+            }
             Self::Shaq => "spsc queue in a shared file, 512 KiB (at least 4 items), in place, streams in batches of 64",
             Self::IpcChannel => "byte channel, receiver spins on try_recv",
             Self::Rtrb => "two threads of one process, 512 KiB, streams in chunks of 64",
@@ -205,7 +211,7 @@ pub fn groups() -> Vec<Group> {
         all.push(attach);
     }
     let mut memory = group("resident memory".into(), Work::Memory, 32, None);
-    memory.add(&[("nothing but raw lines", Peer::Futex), ("ringbus", DEFAULT)]);
+    memory.add(&[("two bare processes", Peer::Futex), ("ringbus", DEFAULT)]);
     memory.add(&[("Aeron 64 MiB", AERON_OFFERS[0].1), ("Aeron 1 MiB", AERON_OFFERS[1].1), ICEORYX]);
     all.push(memory);
     all

@@ -130,19 +130,18 @@ impl Row<'_> {
     fn cells(&self, results: &Results) -> Vec<String> {
         let mut cells = vec![self.candidate.name.to_owned()];
         let middle = |value| results.spread(self.index, value).map_or(f64::NAN, |spread: Spread| spread.median);
-        let ratio = |other: Option<usize>, value| {
-            other.and_then(|other| self.ratio(results, other, value)).map_or_else(String::new, |spread| spread.to_string())
-        };
+        let ratio = |other, value| self.ratio(results, other, value).map_or_else(String::new, |spread| spread.to_string());
         match self.group.work {
             Work::RoundTrip | Work::Publications | Work::Subscriptions => {
                 cells.extend([0, 1, 2].map(|value| time(middle(value))));
-                cells.extend([0, 1, 2].map(|value| ratio(self.limit, value)));
-                cells.extend([0, 1, 2].map(|value| ratio(self.aeron, value)));
+                for other in [self.limit, self.aeron].into_iter().flatten() {
+                    cells.extend([0, 1, 2].map(|value| ratio(other, value)));
+                }
             }
             Work::Stream | Work::TwoProducers => {
                 let bytes = if Some(self.index) == self.limit { self.group.limit } else { None }.unwrap_or(self.group.bytes);
                 cells.extend([format!("{:.3}", 1e3 / middle(0)), format!("{:.2}", bytes as f64 / middle(0))]);
-                cells.extend([ratio(self.limit, 0), ratio(self.aeron, 0)]);
+                cells.extend([self.limit, self.aeron].into_iter().flatten().map(|other| ratio(other, 0)));
             }
             Work::Memory => cells.extend([0, 1].map(|value| format!("{:.1}", middle(value) / 1024.0))),
         }
@@ -150,14 +149,18 @@ impl Row<'_> {
     }
 }
 
-fn header(work: Work) -> &'static [&'static str] {
-    match work {
-        Work::RoundTrip | Work::Publications | Work::Subscriptions => {
-            &["p50", "p99", "p99.9", "p50 / limit", "p99 / limit", "p99.9 / limit", "p50 / Aeron", "p99 / Aeron", "p99.9 / Aeron"]
-        }
-        Work::Stream | Work::TwoProducers => &["M/s", "GB/s", "GB/s / limit", "M/s / Aeron"],
-        Work::Memory => &["driver MiB", "both ends MiB"],
+fn header(row: &Row<'_>) -> Vec<String> {
+    let (own, ratios): (&[&str], &[&str]) = match row.group.work {
+        Work::RoundTrip | Work::Publications | Work::Subscriptions => (&["p50", "p99", "p99.9"], &["p50", "p99", "p99.9"]),
+        Work::Stream | Work::TwoProducers => (&["M/s", "GB/s"], &["rate"]),
+        Work::Memory => (&["driver MiB", "both ends MiB"], &[]),
+    };
+    let mut header = vec![row.group.title.clone()];
+    header.extend(own.iter().copied().map(str::to_owned));
+    for (reference, other) in [("limit", row.limit), ("Aeron", row.aeron)] {
+        header.extend(ratios.iter().filter(|_| other.is_some()).map(|ratio| format!("{ratio} / {reference}")));
     }
+    header
 }
 
 fn time(nanoseconds: f64) -> String {
@@ -169,8 +172,7 @@ pub fn print(groups: &[Group], results: &Results) {
     let mut configurations: Vec<[String; 3]> = Vec::new();
     for rows in rows(groups, results).iter().filter(|rows| !rows.is_empty()) {
         let mut table = table();
-        let group = rows[0].group;
-        table.set_header([group.title.as_str()].iter().chain(header(group.work)).copied());
+        table.set_header(header(&rows[0]));
         for row in rows {
             table.add_row(row.cells(results));
             let Candidate { name, peer } = row.candidate;
@@ -185,13 +187,15 @@ pub fn print(groups: &[Group], results: &Results) {
     }
     println!(
         "\nFigures are medians of rounds. Ratios: the median of the rounds' own ratios, and between which values eight of ten lie. `limit`: the first row of the \
-         table;\n`Aeron`: whichever row of it does best there. Times: less is better; rates: more. One reading of the clock is part of each round trip. All bytes of the \
+         table;\n`Aeron`: whichever row of it does best there. Times: less is better; rates: more (beside the limit: in bytes). One reading of the clock is part of each round trip. All bytes of the \
          limit's\nlines count, of the others' messages only the payload. Two producers: one has a core for itself, the other shares core and thread with the consumer, \
          by turns.\nWake-ups and creations: a process of idle priority spins on each core, so that it does not halt.\n"
     );
     let mut table = table();
     table.set_header(["candidate", "crate", "configuration"]);
-    configurations.into_iter().for_each(|configuration| drop(table.add_row(configuration)));
+    for configuration in configurations {
+        table.add_row(configuration);
+    }
     println!("{table}\n");
 }
 
