@@ -6,7 +6,6 @@
 
 use std::ffi::CString;
 use std::path::Path;
-use std::time::Duration;
 
 use rusteron_client::{
     Aeron, AeronClaim, AeronContext, AeronExclusivePublication, AeronFragmentClosureAssembler, AeronHeader, AeronOfferError,
@@ -16,12 +15,10 @@ use rusteron_media_driver::bindings::aeron_threading_mode_t;
 use rusteron_media_driver::{AeronDriver, AeronDriverContext};
 
 use crate::Outcome;
-use crate::harness::{die_with_parent, patiently};
+use crate::harness::{PATIENCE, die_with_parent, patiently};
 use crate::message::Message;
 use crate::workload::{Receiver, Sender, Transport};
 
-/// Whatever the driver is asked for has come by then, or never will.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// The largest that is allowed.
 const MTU: usize = 65504;
 /// Bytes of a frame's header.

@@ -15,8 +15,9 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::Outcome;
 
-/// More than any slice takes, unless something is wrong.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Within this time both ends find each other, and whatever else is asked for comes, unless something is wrong: much more than needed, as others may use the same
+/// cores.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -121,7 +122,7 @@ pub fn run(cast: &Cast, cores: [usize; 2], warm: Duration, length: Duration) -> 
         arguments.extend(pid.iter().flat_map(|pid| ["--driver", pid]));
         ends.push(Running::start("end", &arguments)?);
     }
-    let measured = collect(&mut ends, Instant::now() + PATIENCE + warm + length)?;
+    let measured = collect(&mut ends, Instant::now() + 2 * PATIENCE + warm + length)?;
     if measured.iter().any(|end| end.messages != measured[0].messages) {
         return Err(format!("the ends do not agree on how many messages there were: {measured:?}").into());
     }
@@ -245,9 +246,9 @@ pub fn answer(measured: &Measured) {
     println!("{}{values}", measured.messages);
 }
 
-/// Waits for what the other end makes, for some seconds.
+/// Waits for what the other end makes, as long as there is patience.
 pub fn patiently<T>(what: &str, mut look: impl FnMut() -> Outcome<Option<T>>) -> Outcome<T> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look().map_err(|error| format!("cannot {what}: {error}"))? {
             return Ok(found);

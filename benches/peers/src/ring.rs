@@ -3,14 +3,14 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use media_driver::{Config, Driver};
 use ringbus::wait::idle::Idler;
 use ringbus::{Address, Client, Idle, Kind, OfferError, PollError, Publication, Subscription};
 
 use crate::Outcome;
-use crate::harness::die_with_parent;
+use crate::harness::{PATIENCE, die_with_parent};
 use crate::message::{Message, Source};
 use crate::workload::{Receiver, Sender, Transport, ring_bytes};
 
@@ -54,7 +54,7 @@ impl Transport for Ring {
     fn sender<const BYTES: usize>(&self, lane: &str) -> Outcome<impl Sender<BYTES>> {
         let channel = self.client.channel(lane).kind(self.kind).capacity(ring_bytes(BYTES) as u64).idle(self.idle);
         let mut publication = channel.publication()?;
-        if !publication.wait_connected(Some(Instant::now() + Duration::from_secs(10)))? {
+        if !publication.wait_connected(Some(Instant::now() + PATIENCE))? {
             return Err("the other end does not come".into());
         }
         Ok(RingSender { publication, idler: Idler::new(self.idle), way: self.way })

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use crate::Outcome;
-use crate::harness::{End, Measured, Order};
+use crate::harness::{End, Measured, Order, PATIENCE};
 use crate::memory;
 use crate::message::{Check, Message, Source};
 use crate::raw::Stopwatch;
@@ -307,7 +307,7 @@ fn subscribe_and_publish<const BYTES: usize>(
     let mut number = 0;
     let started = Instant::now();
     // If the other producer never comes, its patience ends elsewhere; ours ends here.
-    let hopeless = started + length + Duration::from_secs(30);
+    let hopeless = started + length + PATIENCE;
     while !check.last {
         number = second.try_send_burst(&mut source, number..number + BURST)?;
         if there.try_receive(POLL, |payload| check.read_of_either(payload))? == 0 && Instant::now() > hopeless {
