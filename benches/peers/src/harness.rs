@@ -216,15 +216,30 @@ impl Drop for Running {
     }
 }
 
-/// Where the processes of a slice meet. It is gone with all that is in it when this is dropped.
+/// Where the processes of a slice meet. It is gone with all that is in it when this is dropped; and so is what is beside it under a longer name, where iceoryx2
+/// has its memory, some of which it leaves behind.
 struct Directory(PathBuf);
+
+/// Where the pages of a file are memory, and nothing else.
+const MEMORY: &str = "/dev/shm";
 
 impl Directory {
     fn create(slice: usize) -> Outcome<Self> {
-        // Where the pages of a file are memory, and nothing else.
-        let path = Path::new("/dev/shm").join(format!("ringbus-peers-{}-{slice}", std::process::id()));
+        let path = Path::new(MEMORY).join(format!("ringbus-peers-{}-{slice}", std::process::id()));
         fs::create_dir(&path).map_err(|error| format!("cannot create {}: {error}", path.display()))?;
         Ok(Self(path))
+    }
+
+    fn remove(&self) -> Outcome<()> {
+        fs::remove_dir_all(&self.0)?;
+        let beside = format!("{}_", self.text()?);
+        for entry in fs::read_dir(MEMORY)? {
+            let path = entry?.path();
+            if path.to_str().is_some_and(|path| path.starts_with(&beside)) {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
     }
 
     fn text(&self) -> Outcome<&str> {
@@ -234,8 +249,8 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("cannot remove {}: {error}", self.0.display());
+        if let Err(error) = self.remove() {
+            eprintln!("cannot remove {} and what is beside it: {error}", self.0.display());
         }
     }
 }

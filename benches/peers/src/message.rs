@@ -91,7 +91,8 @@ pub struct Check<const BYTES: usize> {
     pub counts: [u64; 2],
     /// Whether the last one of the first producer was the last of the slice.
     pub last: bool,
-    wrong: Option<u64>,
+    /// The first that was another than expected, or spoilt: which should have come, and what it says it is.
+    wrong: Option<(u64, u64)>,
 }
 
 impl<const BYTES: usize> Check<BYTES> {
@@ -111,7 +112,7 @@ impl<const BYTES: usize> Check<BYTES> {
     #[inline(always)]
     fn read_of(&mut self, producer: usize, payload: &[u8]) {
         let Ok(payload) = <&[u8; BYTES]>::try_from(payload) else {
-            self.wrong = Some(self.counts[producer]);
+            self.wrong.get_or_insert((self.counts[producer], u64::MAX));
             return;
         };
         let (words, _) = payload.as_chunks::<8>();
@@ -119,7 +120,7 @@ impl<const BYTES: usize> Check<BYTES> {
         let sum = words.iter().fold(0u64, |sum, word| sum.wrapping_add(u64::from_ne_bytes(*word)));
         let expected = self.counts[producer] | if producer == 1 { SECOND } else { 0 };
         if number & !LAST != expected || sum != number.wrapping_add(PATTERN.wrapping_mul(BYTES as u64 / 8 - 1)) {
-            self.wrong = Some(self.counts[producer]);
+            self.wrong.get_or_insert((expected, number));
         }
         self.counts[producer] += 1;
         self.last |= number & LAST != 0;
@@ -127,6 +128,10 @@ impl<const BYTES: usize> Check<BYTES> {
 
     /// Whether all were right so far.
     pub fn verdict(&self) -> Result<(), String> {
-        self.wrong.map_or(Ok(()), |number| Err(format!("message {number} is not what was sent")))
+        match self.wrong {
+            None => Ok(()),
+            Some((number, found)) if number == found & !LAST => Err(format!("message {number} has been spoilt")),
+            Some((number, found)) => Err(format!("message {number} did not come, but one that says it is {}", found & !LAST)),
+        }
     }
 }
