@@ -25,7 +25,7 @@ use ringbus::{Client, Idle, Message, OfferError, Publication, Subscription};
 use rustix::fs::MemfdFlags;
 
 use harness::{End, Ends, Measured, Place, median, median_of_batches};
-use raw::{Game, LINE, Raw};
+use raw::{Game, LINE, Raw, Stopwatch};
 
 /// Payload beside the number.
 const PATTERN_BYTE: u8 = 0x5a;
@@ -220,8 +220,8 @@ fn serve(place: &Place) -> Result<(), Box<dyn Error>> {
     harness::serve(|slice, length| {
         let Candidate { bytes, work, .. } = &candidates[slice];
         match *work {
-            Work::RawRoundTrip(game) => raw.ping_pong(game, place.end, length),
-            Work::RawStream(game) => raw.stream(game, place.end, length),
+            Work::RawRoundTrip(game) => raw.ping_pong(game, place.end, Batches(length)).map(Measured::from),
+            Work::RawStream(game) => raw.stream(game, place.end, length).map(Measured::from),
             Work::RoundTrip { idle, .. } | Work::Stream { idle, .. } => {
                 // Sizes are known when compiling, as those of most messages are.
                 let run = match bytes {
@@ -235,6 +235,17 @@ fn serve(place: &Place) -> Result<(), Box<dyn Error>> {
             }
         }
     })
+}
+
+/// Times raw round trips as those of the ring are timed.
+struct Batches(Duration);
+
+impl Stopwatch for Batches {
+    type Times = f64;
+
+    fn time(self, round_trip: impl FnMut(bool) -> Result<(), String>) -> Result<f64, String> {
+        median_of_batches(self.0, round_trip)
+    }
 }
 
 /// A channel in each direction.

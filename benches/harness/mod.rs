@@ -41,6 +41,12 @@ pub struct Measured {
     pub nanoseconds: f64,
 }
 
+impl From<(u64, f64)> for Measured {
+    fn from((messages, nanoseconds): (u64, f64)) -> Self {
+        Self { messages, nanoseconds }
+    }
+}
+
 /// The cores this process may use.
 pub fn cores() -> rustix::io::Result<Vec<usize>> {
     let allowed = sched_getaffinity(None)?;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use memmap2::MmapRaw;
 
 use crate::PATTERN;
-use crate::harness::{End, Measured, median_of_batches};
+use crate::harness::End;
 
 /// Bytes of a line.
 pub const LINE: usize = 64;
@@ -37,6 +37,15 @@ const LAST: u64 = 1 << 63;
 
 /// What messages are copied from.
 static SOURCE: [u64; STEP * WORDS] = [PATTERN; STEP * WORDS];
+
+/// How the round trips of a slice are timed.
+pub trait Stopwatch {
+    /// What it finds.
+    type Times: Default;
+
+    /// Makes round trips and times them. The very last one is told so.
+    fn time(self, round_trip: impl FnMut(bool) -> Result<(), String>) -> Result<Self::Times, String>;
+}
 
 /// The memory that both ends share, and how far each game has counted.
 pub struct Raw {
@@ -118,25 +127,30 @@ impl Raw {
         }
     }
 
-    /// Runs a slice of a ping-pong. The left end begins and measures.
-    pub fn ping_pong(&mut self, game: Game, end: End, length: Duration) -> Result<Measured, String> {
+    /// Runs a slice of a ping-pong. The left end begins and measures. Returns how many round trips there were, and what the stopwatch has found.
+    pub fn ping_pong<S: Stopwatch>(&mut self, game: Game, end: End, stopwatch: S) -> Result<(u64, S::Times), String> {
         match game.lines {
-            1 => self.ping_pong_of::<1>(game, end, length),
-            2 => self.ping_pong_of::<2>(game, end, length),
-            17 => self.ping_pong_of::<17>(game, end, length),
+            1 => self.ping_pong_of::<1, S>(game, end, stopwatch),
+            2 => self.ping_pong_of::<2, S>(game, end, stopwatch),
+            17 => self.ping_pong_of::<17, S>(game, end, stopwatch),
             lines => Err(format!("there is no ping-pong of {lines} lines")),
         }
     }
 
-    fn ping_pong_of<const LINES: usize>(&mut self, game: Game, end: End, length: Duration) -> Result<Measured, String> {
+    fn ping_pong_of<const LINES: usize, S: Stopwatch>(
+        &mut self,
+        game: Game,
+        end: End,
+        stopwatch: S,
+    ) -> Result<(u64, S::Times), String> {
         let before = self.counts[game.index];
         let mut count = before;
         let there = PING_PONGS + game.index * 2 * LANE_LINES;
         let back = if game.shared { there } else { there + LANE_LINES };
         let mut wrong = false;
         // Odd numbers go there, even ones come back.
-        let nanoseconds = match end {
-            End::Left => median_of_batches(length, |last| {
+        let times = match end {
+            End::Left => stopwatch.time(|last| {
                 // SAFETY: the two sides write by turns, each after it has read what the other wrote.
                 unsafe {
                     self.send::<LINES>(there, (2 * count + 1) | if last { LAST } else { 0 });
@@ -154,16 +168,17 @@ impl Raw {
                 };
                 count += 1;
                 if last {
-                    break 0.0;
+                    break S::Times::default();
                 }
             },
         };
         self.counts[game.index] = count;
-        finish(wrong, Measured { messages: count - before, nanoseconds })
+        finish(wrong, (count - before, times))
     }
 
-    /// Runs a slice of a stream: as many messages as possible, from left to right. The right end measures.
-    pub fn stream(&mut self, game: Game, end: End, length: Duration) -> Result<Measured, String> {
+    /// Runs a slice of a stream: as many messages as possible, from left to right. The right end measures. Returns how many messages there were, and the
+    /// nanoseconds that one took (0 at the left end).
+    pub fn stream(&mut self, game: Game, end: End, length: Duration) -> Result<(u64, f64), String> {
         match game.lines {
             1 => self.stream_of::<1>(game, end, length),
             16 => self.stream_of::<16>(game, end, length),
@@ -172,7 +187,7 @@ impl Raw {
         }
     }
 
-    fn stream_of<const LINES: usize>(&mut self, game: Game, end: End, length: Duration) -> Result<Measured, String> {
+    fn stream_of<const LINES: usize>(&mut self, game: Game, end: End, length: Duration) -> Result<(u64, f64), String> {
         let (messages, step) = ((STREAM_LINES / LINES) as u64, (STEP / LINES) as u64);
         let before = self.counts[GAMES + game.index];
         let mut count = before;
@@ -184,7 +199,8 @@ impl Raw {
         match end {
             End::Left => {
                 let deadline = Instant::now() + length;
-                let mut limit = before + messages;
+                // The reader may still be at the end of the slice before.
+                let mut limit = before;
                 while !last {
                     while count == limit {
                         // Pairs with the Release store below: what we overwrite has been read.
@@ -216,10 +232,10 @@ impl Raw {
             }
         }
         self.counts[GAMES + game.index] = count;
-        finish(wrong, Measured { messages: count - before, nanoseconds })
+        finish(wrong, (count - before, nanoseconds))
     }
 }
 
-fn finish(wrong: bool, measured: Measured) -> Result<Measured, String> {
+fn finish<T>(wrong: bool, measured: T) -> Result<T, String> {
     if wrong { Err("a raw message is not what was sent".into()) } else { Ok(measured) }
 }
