@@ -72,7 +72,12 @@ impl Transport for Iceoryx {
 
     fn receiver<const BYTES: usize>(&self, lane: &str) -> Outcome<impl Receiver<BYTES>> {
         let listener = if self.sleeps { Some(self.event(lane)?.listener_builder().create()?) } else { None };
-        Ok(IceoryxReceiver { subscriber: self.service::<BYTES>(lane)?.subscriber_builder().create()?, listener })
+        let service = self.service::<BYTES>(lane)?;
+        let subscriber = service.subscriber_builder().create()?;
+        patiently("find the publisher", || Ok((service.dynamic_config().number_of_publishers() > 0).then_some(())))?;
+        // Looking connects: before that the publisher does not wait for room, and what does not fit the buffer is lost.
+        subscriber.has_samples()?;
+        Ok(IceoryxReceiver { subscriber, listener })
     }
 }
 
