@@ -99,6 +99,13 @@ pub fn until(what: &str, mut reached: impl FnMut() -> bool) -> Result<(), String
     Ok(())
 }
 
+/// Whether the process has a handler for that signal.
+pub fn catches(pid: Pid, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigCgt:")?.trim(), 16).ok());
+    caught.is_some_and(|caught| caught & 1 << (signal as i32 - 1) != 0)
+}
+
 /// Where the program itself is mapped, from its first byte to its last.
 pub fn own_text() -> &'static std::ops::Range<u64> {
     static RANGE: std::sync::OnceLock<std::ops::Range<u64>> = std::sync::OnceLock::new();

@@ -191,6 +191,8 @@ pub struct Victim {
     /// The thread that is led.
     thread: Pid,
     is_gone: bool,
+    /// Its next mark is its end: a step where all signals are blocked, as the C library does at the end of a thread, makes the kernel forget the handler.
+    dies_at_mark: bool,
 }
 
 impl Victim {
@@ -203,7 +205,7 @@ impl Victim {
             nix::sys::signal::raise(Signal::SIGSTOP).expect("a stop");
             play();
         });
-        let victim = Self { process, thread: process, is_gone: false };
+        let victim = Self { process, thread: process, is_gone: false, dies_at_mark: false };
         match victim.wait(process)? {
             WaitStatus::Stopped(_, Signal::SIGSTOP) => ptrace::setoptions(process, OPTIONS).map_err(|errno| errno.to_string())?,
             other => return Err(format!("the victim does not start: {other:?}")),
@@ -521,7 +523,9 @@ impl Victim {
         let pid = self.process;
         process::until("the stop", || {
             process::threads(pid).into_iter().all(|thread| process::state(pid, thread).is_some_and(|state| state == 'T'))
-        })
+        })?;
+        self.dies_at_mark = !process::catches(pid, Signal::SIGTRAP);
+        Ok(())
     }
 
     /// Lets go of a thread, stopped; if it is running or asleep, the stop signal makes it stand where that is possible.
@@ -541,6 +545,10 @@ impl Victim {
         self.thread = self.process;
         match self.wait(self.process)? {
             WaitStatus::Exited(_, 0) => {
+                self.is_gone = true;
+                Ok(())
+            }
+            WaitStatus::Signaled(_, Signal::SIGTRAP, _) if self.dies_at_mark => {
                 self.is_gone = true;
                 Ok(())
             }
