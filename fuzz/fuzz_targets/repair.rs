@@ -204,7 +204,7 @@ impl History {
     fn new() -> Self {
         let ring = GuardedRing::new::<MpscControl>(CAPACITY);
         // SAFETY: the consumer goes before the memory.
-        let mut consumer = unsafe { Consumer::new(ring.control(), ring.region()) };
+        let consumer = unsafe { Consumer::new(ring.control(), ring.region()) };
         (0..SLOTS as u8).for_each(|slot| consumer.taken_slots().producer_comes(slot));
         let parties = std::array::from_fn(|_| Party { at: At::Idle, life: Life::Alive, length: 0 });
         Self { consumer, ring, parties, claims: Vec::new(), passed: 0, published: 0 }
