@@ -464,6 +464,37 @@ fn a_spoilt_subscription_is_over_though_publications_keep_coming() {
     assert!(matches!(subscription.recv_until(in_time()), Err(RecvError::Poll(PollError::Closed))));
 }
 
+/// Frames that follow each other round and round, left by somebody who has closed: they end after one ring, also for a subscription that is never idle.
+#[test]
+fn a_circle_of_frames_ends_with_its_publisher() {
+    let _alone = alone_with_its_ring();
+    let driver = DriverProcess::launch();
+    let client = driver.connect();
+    for overflow in [Overflow::Block, Overflow::Lossy] {
+        let name = overflow.to_string();
+        let (mut hostile, mut subscription) = pair(&client, &name, Kind::Broadcast, overflow, CAPACITY);
+        assert_works(&mut hostile, &mut subscription);
+        let rings = rings(size_of::<SingleControl>());
+        let ring = rings.first().expect("its ring");
+        for position in (0..CAPACITY).step_by(8) {
+            // A message without a byte.
+            ring.word(position).store(1 << 56, Ordering::Relaxed);
+        }
+        let id = subscription.images()[0].id;
+        drop(hostile);
+        let mut honest = client.publication(&name).expect("a publication");
+        connect(&mut honest, 1);
+        let mut circle = 0;
+        for _ in 0..CAPACITY {
+            honest.offer(b"busy").expect("room");
+            let count = |message: ringbus::Message<'_>| circle += u64::from(message.image() == id);
+            assert!(subscription.poll(count, 1000).expect("no error") > 0);
+        }
+        let closed = subscription.images().iter().all(|image| image.id != id);
+        assert!(closed && circle <= CAPACITY / 8, "{overflow}: closed: {closed}, {circle} messages");
+    }
+}
+
 #[test]
 fn producers_survive_a_hostile_consumer() {
     let (driver, seed, offers) = (DriverProcess::launch(), seed(), reads() / 10);

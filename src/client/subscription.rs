@@ -519,6 +519,10 @@ impl Subscription {
                 }
             }
         }
+        if taken > 0 && self.ending > 0 {
+            // Who is never idle closes images, too.
+            self.retire();
+        }
         self.polled(taken, stopped || taken >= limit, outcome)
     }
 
@@ -643,6 +647,10 @@ impl Subscription {
         }
         if self.endpoint.has_news(self.seen) {
             self.catch_up();
+        }
+        if self.ending > 0 {
+            // Here, as what the last call has found may lie in the image that goes.
+            self.retire();
         }
         // SAFETY: the page is kept in `self`. Not through `own()`, which would borrow all of `self`.
         let own = unsafe { self.page.party().as_ref() };
@@ -783,7 +791,13 @@ impl Subscription {
     /// Nothing more will be committed to the image; what was is still to be read.
     fn end_image(&mut self, link: u64) {
         let ended = match &mut self.source {
-            Source::Images(images) => images.iter_mut().map(|image| &mut image.end).find(|end| end.link.id == link && !end.ended),
+            Source::Images(images) => {
+                let image = images.iter_mut().find(|image| image.end.link.id == link && !image.end.ended);
+                image.map(|image| {
+                    image.consumer.producer_gone();
+                    &mut image.end
+                })
+            }
             Source::Mpsc(source) => {
                 let end = source.images.iter_mut().find(|end| end.link.id == link && !end.ended);
                 if let Some(end) = &end {

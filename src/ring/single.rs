@@ -331,6 +331,8 @@ pub struct Consumer {
     position: u64,
     /// The position the producer knows.
     published: u64,
+    /// Nothing is read from here on: see [`producer_gone`](Self::producer_gone).
+    end: u64,
     max_payload: u64,
     lossy: Option<Lossy>,
 }
@@ -367,7 +369,7 @@ impl Consumer {
     ) -> Self {
         let max_payload = max_payload(region.capacity(), overwrite);
         let lossy = (overwrite == Overwrite::Oldest).then(Lossy::default);
-        Self { region, control, line, link, slot, joined: false, position: 0, published: 0, max_payload, lossy }
+        Self { region, control, line, link, slot, joined: false, position: 0, published: 0, end: u64::MAX, max_payload, lossy }
     }
 
     fn control(&self) -> &SingleControl {
@@ -416,8 +418,31 @@ impl Consumer {
         Ok(true)
     }
 
+    /// Takes note that the producer has closed or died. What it has committed lies within a ring from here (or, if it was lossy, from what it last said it would keep);
+    /// a hostile one may have left frames that follow each other in a circle, which would never end.
+    pub fn producer_gone(&mut self) {
+        if !self.joined && matches!(self.join(), Ok(false)) {
+            // It has never taken us in.
+            self.end = self.position;
+            return;
+        }
+        let from = if self.lossy.is_some() {
+            let line = &self.control().announcement;
+            // Relaxed: whoever told of the end has told of all before it. If the producer goes on nevertheless, the slot may be nonsense; then so is the end.
+            let number = line.number.load(Ordering::Relaxed);
+            let oldest = line.slots[(number & 1) as usize].position.load(Ordering::Relaxed);
+            oldest.min(u64::MAX / 2).max(self.position)
+        } else {
+            self.position
+        };
+        self.end = from + self.region.capacity();
+    }
+
     /// Whether [`read`](Self::read) would have something to say: the last look before sleeping. Relaxed: it says "look", and `read` acquires.
     pub fn ready(&mut self) -> bool {
+        if self.position >= self.end {
+            return false;
+        }
         if !self.joined && !matches!(self.join(), Ok(true)) {
             // An error is worth waking for.
             return self.control().joins[self.slot % MAX_LINKS].link.load(Ordering::Relaxed) == self.link;
@@ -432,7 +457,7 @@ impl Consumer {
     /// The next message, if there is one. It stays the next until [`advance`](Self::advance).
     #[inline]
     pub fn read(&mut self) -> Result<Option<Frame>, ReadError> {
-        if !self.joined && !self.join()? {
+        if self.position >= self.end || (!self.joined && !self.join()?) {
             return Ok(None);
         }
         if self.lossy.is_some() {
