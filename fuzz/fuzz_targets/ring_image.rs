@@ -327,7 +327,7 @@ fn publish_to_liars(overwrite: Overwrite, steps: &[LiarStep]) {
                 let bytes = [0xA5; CAPACITY as usize];
                 let length = usize::from(*length).min(bytes.len());
                 if let Ok(end) = producer.offer(9, &bytes[..length]) {
-                    assert_eq!(end, before + frame::frame_length(length as u64));
+                    assert_eq!(end, frame::next_position(before, length as u64));
                 }
             }
             LiarStep::Claim { length } => {

@@ -22,6 +22,19 @@ pub const fn frame_length(payload: u64) -> u64 {
     (HEADER_LENGTH + payload + 7) & !7
 }
 
+/// Bytes of a cache line. Loom's rings are smaller than that; where a frame lies does not matter to it.
+pub(super) const LINE: u64 = if cfg!(loom) { 8 } else { 64 };
+
+/// Where the next frame begins in a ring of one producer, behind one that begins at `start` with `payload` bytes: at the frame's end; but if a frame of at most a line is
+/// followed by too little of its line for another of its size, at the next line. So messages that are sent one by one, and mostly are of the same size, cost the transfer
+/// of one line each, not of two. Larger frames are packed: they lie in more than one line anyway.
+#[inline]
+pub const fn next_position(start: u64, payload: u64) -> u64 {
+    let length = frame_length(payload);
+    let end = start + length;
+    if length <= LINE && end % LINE + length > LINE { end.next_multiple_of(LINE) } else { end }
+}
+
 /// The header word of a committed frame.
 #[inline]
 pub const fn committed(payload: u32, tag: u16, slot: u8) -> u64 {
@@ -94,6 +107,20 @@ mod tests {
     #[test]
     fn frames_are_padded_to_eight() {
         assert_eq!([0, 1, 8, 9, 56].map(frame_length), [8, 16, 16, 24, 64]);
+    }
+
+    #[test]
+    fn small_frames_of_a_size_do_not_straddle_lines() {
+        for payload in 0..=LINE - HEADER_LENGTH {
+            let mut position = 0;
+            for _ in 0..100 {
+                assert_eq!(position / LINE, (position + frame_length(payload) - 1) / LINE, "{payload} bytes at {position}");
+                position = next_position(position, payload);
+            }
+        }
+        // 4 frames of 16 bytes fill a line, 2 of 24 do not.
+        assert_eq!([(0, 8), (48, 8), (0, 16), (24, 16), (0, 56)].map(|(start, payload)| next_position(start, payload)), [16, 64, 24, 64, 64]);
+        assert_eq!([57, 1024].map(|payload| next_position(8, payload)), [8 + 72, 8 + 1032]);
     }
 
     #[test]

@@ -59,14 +59,8 @@ pub struct Frame {
     pub tag: u16,
     /// The producer's slot (mpsc; 0 elsewhere).
     pub slot: u8,
-}
-
-impl Frame {
-    /// Position behind the frame.
-    #[inline]
-    pub fn end(&self) -> u64 {
-        self.position + frame::frame_length(u64::from(self.length))
-    }
+    /// Position of the next frame.
+    pub next: u64,
 }
 
 /// Readers publish their position when they have moved this fraction of the capacity (or found nothing more): per message it would cost a cache line

@@ -376,7 +376,8 @@ impl Consumer {
             let word = self.region.header(self.position).load(Ordering::Acquire);
             match frame::decode(word, self.max_payload) {
                 Decoded::Message { length, tag, slot } => {
-                    return Ok(Some(Frame { position: self.position, length, tag, slot }));
+                    let next = self.position + frame_length(u64::from(length));
+                    return Ok(Some(Frame { position: self.position, length, tag, slot, next }));
                 }
                 Decoded::Empty if self.gone.is_empty() => return Ok(None),
                 Decoded::Empty => match self.repair()? {
@@ -484,7 +485,7 @@ impl Consumer {
     /// Goes on behind `frame`. Its bytes are not given back to the producers before the next [`release`](Self::release).
     #[inline]
     pub fn advance(&mut self, frame: &Frame) {
-        self.position = frame.end();
+        self.position = frame.next;
     }
 
     /// Zeroes and gives back what was read if that is enough to bother the producers with (an eighth of the capacity), or in any case if

@@ -1,8 +1,9 @@
 //! The single-producer ring, for one or many readers.
 //!
-//! Invariant: **the header word at the tail is zero.** A commit first zeroes the header behind the new frame and then publishes
+//! Invariant: **the header word at the tail is zero.** A commit sees to it that the header behind the new frame is zero and then publishes
 //! the frame's own header with `Release`, so stale bytes of the previous lap are never taken for a header, readers need no write access, and a
-//! producer killed at any instruction leaves either the frame or nothing.
+//! producer killed at any instruction leaves either the frame or nothing. Mostly that header is zero already: after each commit the producer zeroes some lines ahead, so
+//! that they are its own by the time it writes to them and nobody waits for them.
 //!
 //! The publisher decides where a reader starts (see [`Producer::add_reader`]): it alone knows its tail while it runs.
 //!
@@ -12,7 +13,7 @@
 use core::ptr::NonNull;
 
 use super::atomic::{Ordering, fence};
-use super::frame::{self, Decoded, HEADER_LENGTH, frame_length};
+use super::frame::{self, Decoded, HEADER_LENGTH, LINE, next_position};
 use super::layout::{ImageLine, MAX_LINKS, SingleControl};
 use super::region::Region;
 use super::{ClaimError, Frame, POSITION_STEPS, ReadError};
@@ -35,6 +36,9 @@ pub const fn max_payload(capacity: u64, overwrite: Overwrite) -> u64 {
     }
 }
 
+/// Bytes behind the tail that a producer keeps zeroed: at least half of it, which is more than the lines of a small frame and of the header behind it.
+const ZEROED_AHEAD: u64 = 4 * LINE;
+
 /// The writing end.
 #[derive(Debug)]
 pub struct Producer {
@@ -42,9 +46,13 @@ pub struct Producer {
     control: NonNull<SingleControl>,
     /// Where the next frame begins. Its header is zero.
     tail: u64,
+    /// All words from the tail to here are zero.
+    zeroed: u64,
     /// Where the claimed frame ends; `tail` when nothing is claimed.
     claim_end: u64,
     claim_length: u32,
+    /// What `zeroed` is if the claim is committed: nobody has written behind it.
+    claim_zeroed: u64,
     /// Frames up to here fit without looking at anybody's position. 0 when nobody reads.
     limit: u64,
     max_payload: u64,
@@ -84,14 +92,17 @@ impl Producer {
     /// `control` and `region` stay mapped, writable, as long as the producer lives; both were zero (the identity aside); there is no
     /// other producer.
     pub unsafe fn new(control: NonNull<SingleControl>, region: Region, overwrite: Overwrite) -> Self {
-        let max_payload = max_payload(region.capacity(), overwrite);
+        let region_capacity = region.capacity();
+        let max_payload = max_payload(region_capacity, overwrite);
         let lossy = (overwrite == Overwrite::Oldest).then_some(Oldest { position: 0, message: 0, announcements: 0 });
         Self {
             region,
             control,
             tail: 0,
+            zeroed: region_capacity,
             claim_end: 0,
             claim_length: 0,
+            claim_zeroed: 0,
             limit: 0,
             max_payload,
             messages: 0,
@@ -168,24 +179,31 @@ impl Producer {
     /// forgotten by the next one: that is all an abort is.
     #[inline]
     pub fn claim(&mut self, length: usize) -> Result<(), ClaimError> {
-        if length as u64 > self.max_payload {
-            return Err(ClaimError::TooLong { max: self.max_payload });
-        }
-        let end = self.tail + frame_length(length as u64);
-        if end > self.limit {
-            self.make_room(end)?;
-        }
+        let end = self.end_of(length)?;
+        self.claim_zeroed = self.zeroed;
+        // Should it come to nothing: what was written into it stays there.
+        self.zeroed = self.tail + HEADER_LENGTH;
         self.claim_end = end;
         self.claim_length = length as u32;
         Ok(())
     }
 
+    /// Where a frame with a payload of `length` bytes would end, if there is room for it.
+    #[inline(always)]
+    fn end_of(&mut self, length: usize) -> Result<u64, ClaimError> {
+        if length as u64 > self.max_payload {
+            return Err(ClaimError::TooLong { max: self.max_payload });
+        }
+        let end = next_position(self.tail, length as u64);
+        if end > self.limit {
+            self.make_room(end)?;
+        }
+        Ok(end)
+    }
+
     /// Whether a payload of `length` bytes would fit now.
     pub fn has_room(&mut self, length: usize) -> Result<(), ClaimError> {
-        let claimed = (self.claim_end, self.claim_length);
-        let result = self.claim(length);
-        (self.claim_end, self.claim_length) = claimed;
-        result
+        self.end_of(length).map(drop)
     }
 
     /// Moves the limit so that a frame may end at `end`.
@@ -236,7 +254,7 @@ impl Producer {
             while oldest.position < target {
                 // Own memory, nobody else writes it: the headers of whole frames are what `commit` stored.
                 let word = self.region.header(oldest.position).load(Ordering::Relaxed);
-                oldest.position += frame_length(u64::from(word as u32));
+                oldest.position = next_position(oldest.position, u64::from(word as u32));
                 oldest.message += 1;
             }
             oldest.announcements += 1;
@@ -251,13 +269,16 @@ impl Producer {
         self.limit = oldest.position + capacity - HEADER_LENGTH;
     }
 
-    /// Claims, copies and commits. Inlined into the caller, where the length often is a constant.
+    /// Claims, copies and commits. Inlined into the caller, where the length often is a constant, and without the fields of a claim: what was just stored there would have
+    /// to be loaded again, as a store to the ring might have changed it for all the compiler knows.
     #[inline(always)]
     pub fn offer(&mut self, tag: u16, payload: &[u8]) -> Result<u64, ClaimError> {
-        self.claim(payload.len())?;
-        // SAFETY: the claim is as long as the payload, and the producer's alone.
-        unsafe { self.region.write(self.tail + HEADER_LENGTH, payload) };
-        Ok(self.commit(tag))
+        let end = self.end_of(payload.len())?;
+        let start = self.tail;
+        // SAFETY: from the tail to the end is the producer's alone, and as long as header and payload.
+        unsafe { self.region.write(start + HEADER_LENGTH, payload) };
+        self.publish(start, end, payload.len() as u32, tag);
+        Ok(end)
     }
 
     /// Copies into the claimed payload at `offset`.
@@ -298,18 +319,43 @@ impl Producer {
     #[inline]
     pub fn commit(&mut self, tag: u16) -> u64 {
         let (start, end) = (self.tail, self.claim_end);
-        if start == end {
-            return end;
+        if start != end {
+            self.zeroed = self.claim_zeroed;
+            self.publish(start, end, self.claim_length, tag);
         }
-        // Published by the Release below.
-        self.region.header(end).store(0, Ordering::Relaxed);
+        end
+    }
+
+    /// Makes what lies between two positions, the tail and the next, a message.
+    #[inline(always)]
+    fn publish(&mut self, start: u64, end: u64, length: u32, tag: u16) {
+        if end >= self.zeroed {
+            // Published by the Release below.
+            self.region.header(end).store(0, Ordering::Relaxed);
+            self.zeroed = end + HEADER_LENGTH;
+        }
         // Pairs with the Acquire load in `Consumer::read`: who sees the header sees the payload and the zero behind it.
-        self.region.header(start).store(frame::committed(self.claim_length, tag, 0), Ordering::Release);
+        self.region.header(start).store(frame::committed(length, tag, 0), Ordering::Release);
         // For lag only; orders nothing.
         self.control().tail.tail.store(end, Ordering::Relaxed);
         self.messages += 1;
         self.tail = end;
-        end
+        self.claim_end = end;
+        if self.zeroed < end + ZEROED_AHEAD / 2 {
+            self.zero_ahead();
+        }
+    }
+
+    /// Zeroes what the next frames will lie in, as far as nobody reads there. Such lines are still in the readers' caches, and a commit that has to fetch them
+    /// makes its reader wait for that; here nobody waits.
+    #[inline]
+    fn zero_ahead(&mut self) {
+        let to = ((self.tail + ZEROED_AHEAD) & !(LINE - 1)).min(self.limit + HEADER_LENGTH);
+        if let Some(length @ 1..) = to.checked_sub(self.zeroed) {
+            // SAFETY: between the tail, whose header `zeroed` is behind, and the limit is the producer's alone; and nothing is claimed.
+            unsafe { self.region.zero(self.zeroed, length) };
+            self.zeroed = to;
+        }
     }
 
     /// Gives the claim up. Readers never knew of it.
@@ -471,7 +517,10 @@ impl Consumer {
     #[inline]
     fn decode(&self, word: u64) -> Result<Option<Frame>, ReadError> {
         match frame::decode(word, self.max_payload) {
-            Decoded::Message { length, tag, slot } => Ok(Some(Frame { position: self.position, length, tag, slot })),
+            Decoded::Message { length, tag, slot } => {
+                let next = next_position(self.position, u64::from(length));
+                Ok(Some(Frame { position: self.position, length, tag, slot, next }))
+            }
             Decoded::Empty => Ok(None),
             Decoded::Aborted { .. } | Decoded::Invalid => Err(self.corrupt("no publisher writes this frame header")),
         }
@@ -568,7 +617,7 @@ impl Consumer {
     /// Goes on behind `frame`. Its bytes are not given back to the producer before the next [`release`](Self::release).
     #[inline]
     pub fn advance(&mut self, frame: &Frame) {
-        self.position = frame.end();
+        self.position = frame.next;
         if let Some(lossy) = &mut self.lossy {
             // Wraps if a hostile publisher began with a number near the end.
             lossy.message = lossy.message.wrapping_add(1);

@@ -179,6 +179,7 @@ impl Mpsc {
             length: claim.length as u32,
             tag: claim.number as u16,
             slot: claim.party as u8,
+            next: claim.start + frame_length(claim.length as u64),
         });
         assert_eq!(found, expected);
         if let (Some(frame), Some(claim)) = (found, head) {

@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 
-use ringbus::ring::frame::{HEADER_LENGTH, frame_length};
+use ringbus::ring::frame::{HEADER_LENGTH, next_position};
 use ringbus::ring::layout::{ImageLine, SingleControl};
 use ringbus::ring::single::{Consumer, Overwrite, Producer, max_payload};
 use ringbus::ring::{ClaimError, Frame, ReadError};
@@ -83,7 +83,7 @@ impl Single {
         let slowest = self.readers.iter().flatten().map(|reader| reader.published).min();
         let Some(slowest) = slowest else { return Err(ClaimError::NotConnected) };
         // Behind a frame there is always a zero header.
-        let end = self.tail + frame_length(length as u64) + HEADER_LENGTH;
+        let end = next_position(self.tail, length as u64) + HEADER_LENGTH;
         match self.overwrite {
             Overwrite::Never if end > slowest + CAPACITY => return Err(ClaimError::BackPressured),
             Overwrite::Never => {}
@@ -108,7 +108,7 @@ impl Single {
 
     fn committed(&mut self, length: usize) {
         self.messages.push(Message { position: self.tail, length });
-        self.tail += frame_length(length as u64);
+        self.tail = next_position(self.tail, length as u64);
         self.claimed = None;
     }
 
@@ -138,7 +138,7 @@ impl Single {
                 Ok(Some(frame)) => {
                     let Some(reader) = &mut self.readers[party] else { return };
                     reader.consumer.advance(&frame);
-                    reader.position = frame.end();
+                    reader.position = frame.next;
                     self.release(party, false);
                 }
                 Ok(None) => return self.release(party, true),
@@ -175,6 +175,7 @@ impl Single {
                 length: message.length as u32,
                 tag: if self.messages.len() == own { 0 } else { (own + 1) as u16 },
                 slot: 0,
+                next: next_position(message.position, message.length as u64),
             };
             Ok(self.messages.get(own).map(frame))
         };
