@@ -6,6 +6,7 @@
 mod conductor;
 mod endpoint;
 mod link;
+mod pace;
 mod publication;
 mod sleeper;
 mod subscription;

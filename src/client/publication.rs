@@ -478,11 +478,7 @@ impl Publication {
     #[inline(always)]
     fn wake(&mut self) {
         self.light.pass();
-        let mut asleep = false;
-        for link in &self.links {
-            asleep |= link.peer.peer.needs_wake();
-        }
-        if asleep {
+        if self.links.iter().any(|link| link.peer.peer.needs_wake()) {
             self.wake_slowly();
         }
     }

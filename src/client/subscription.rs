@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::conductor::{Answer, Conductor};
 use super::endpoint::{Endpoint, FORKED, NO_NEWS, News, OwnRing, Side};
 use super::link::{MpscRing, Page, PeerEnd, SingleRing, SubscriberEnd, wake_sleepers};
+use super::pace::Pace;
 use super::sleeper::{Bell, Wait, how, sleep_on};
 use crate::channel::{ChannelName, ChannelSpec, Kind, Properties, Subscribe};
 use crate::control::message::{Event, Link};
@@ -200,6 +201,9 @@ enum Source {
 #[derive(Debug)]
 struct Image {
     consumer: single::Consumer,
+    /// Position of the last message that was read.
+    last: u64,
+    pace: Pace,
     end: ImageEnd,
     /// Keeps the memory of `consumer` and `end`.
     _ring: SingleRing,
@@ -259,14 +263,33 @@ impl Image {
     }
 
     #[inline]
+    fn advance(&mut self, frame: &Frame) {
+        self.consumer.advance(frame);
+        self.last = frame.position;
+    }
+
+    #[inline]
     fn release(&mut self, own: &PartyLine, all: bool) {
         if self.consumer.release(all) {
             self.end.wake(own);
         }
     }
+
+    /// All there was has been read. `may_pace`: whether the reader will look again by itself.
+    #[inline]
+    fn caught_up(&mut self, own: &PartyLine, may_pace: bool) {
+        self.release(own, true);
+        if may_pace {
+            self.pace.caught_up(self.consumer.position(), self.last);
+        }
+    }
 }
 
 impl MpscSource {
+    fn ready(&mut self) -> bool {
+        !self.spoilt && self.consumer.ready()
+    }
+
     #[inline]
     fn read(&mut self) -> Result<Option<Frame>, PollError> {
         if self.spoilt {
@@ -455,14 +478,19 @@ impl Subscription {
         match &mut self.source {
             Source::Images(images) => {
                 let count = images.len();
-                self.turn = if self.turn + 1 < count { self.turn + 1 } else { 0 };
-                for index in (self.turn..count).chain(0..self.turn) {
+                self.turn = following(self.turn, count);
+                let mut index = self.turn;
+                for _ in 0..count {
                     let image = &mut images[index];
+                    index = following(index, count);
+                    if image.pace.is_away() {
+                        continue;
+                    }
                     while taken < limit {
                         let frame = match image.read() {
                             Ok(Some(frame)) => frame,
                             Ok(None) => {
-                                image.release(own, true);
+                                image.caught_up(own, !self.bell.is_used());
                                 break;
                             }
                             Err(error) => {
@@ -476,7 +504,7 @@ impl Subscription {
                             stopped = true;
                             break;
                         }
-                        image.consumer.advance(&frame);
+                        image.advance(&frame);
                         taken += 1;
                         image.release(own, action == Action::Commit);
                         if action == Action::Break {
@@ -657,20 +685,25 @@ impl Subscription {
         let outcome = match &mut self.source {
             Source::Images(images) => {
                 let count = images.len();
-                self.turn = if self.turn + 1 < count { self.turn + 1 } else { 0 };
                 let mut outcome = Ok(None);
-                for index in (self.turn..count).chain(0..self.turn) {
-                    let image = &mut images[index];
+                for _ in 0..count {
+                    self.turn = following(self.turn, count);
+                    let image = &mut images[self.turn];
+                    if image.pace.is_away() {
+                        continue;
+                    }
                     image.release(own, false);
-                    outcome = image.read().map(|frame| frame.map(|frame| Found { index, frame }));
-                    match outcome {
-                        Ok(None) => image.release(own, true),
-                        Ok(Some(found)) => {
-                            image.consumer.advance(&found.frame);
-                            self.turn = index;
+                    match image.read() {
+                        Ok(None) => image.caught_up(own, !self.bell.is_used()),
+                        Ok(Some(frame)) => {
+                            image.advance(&frame);
+                            outcome = Ok(Some(Found { index: self.turn, frame }));
                             break;
                         }
-                        Err(_) => break,
+                        Err(error) => {
+                            outcome = Err(error);
+                            break;
+                        }
                     }
                 }
                 outcome
@@ -778,7 +811,7 @@ impl Subscription {
                 // SAFETY: the ring is kept beside the consumer, the page in `self`; the driver gives a line to one image at a time.
                 let consumer =
                     unsafe { single::Consumer::new(ring.control(), ring.region(), line, link.id, link.slot as usize, overwrite) };
-                images.push(Image { consumer, end, _ring: ring });
+                images.push(Image { consumer, last: 0, pace: Pace::new(), end, _ring: ring });
             }
             (Source::Mpsc(source), _) => {
                 source.ids[usize::from(link.slot as u8)] = link.id;
@@ -859,10 +892,22 @@ impl Subscription {
         self.conductor.link_done(&self.endpoint, link);
     }
 
-    /// What there is, if anything, of what can come at any moment: a glance costs a load or two an image.
+    /// What there is, if anything, of what can come at any moment: a glance costs a load or two an image. It passes by images to stay away from.
     #[inline]
     fn glance(&mut self) -> bool {
-        self.endpoint.has_news(self.seen) || self.any_ready()
+        self.endpoint.has_news(self.seen)
+            || match &mut self.source {
+                Source::Images(images) => images.iter_mut().any(|image| !image.pace.is_away() && image.consumer.ready()),
+                Source::Mpsc(source) => source.ready(),
+            }
+    }
+
+    /// Whether there is an image to stay away from.
+    fn stays_away(&mut self) -> bool {
+        match &mut self.source {
+            Source::Images(images) => images.iter_mut().any(|image| image.pace.is_away()),
+            Source::Mpsc(_) => false,
+        }
     }
 
     /// What there is, if anything.
@@ -881,7 +926,7 @@ impl Subscription {
     fn any_ready(&mut self) -> bool {
         match &mut self.source {
             Source::Images(images) => images.iter_mut().any(|image| image.consumer.ready()),
-            Source::Mpsc(source) => !source.spoilt && source.consumer.ready(),
+            Source::Mpsc(source) => source.ready(),
         }
     }
 
@@ -891,6 +936,10 @@ impl Subscription {
         if self.release_all().is_err() {
             // The next poll finds out the same and says so.
             return Ready::Messages;
+        }
+        // A moment only, and not in sleep: it is not known whether anybody would wake us.
+        while self.stays_away() && !self.glance() {
+            std::hint::spin_loop();
         }
         const GLANCES: u32 = 32;
         let ready = loop {
@@ -994,6 +1043,12 @@ impl Subscription {
             self.bell.ring(&self.endpoint);
         }
     }
+}
+
+/// The next index of `count` in a circle.
+#[inline]
+fn following(index: usize, count: usize) -> usize {
+    if index + 1 < count { index + 1 } else { 0 }
 }
 
 #[inline]

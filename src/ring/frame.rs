@@ -73,16 +73,13 @@ pub enum Decoded {
 /// Checks a header word that came out of shared memory against the ring's largest payload.
 #[inline]
 pub const fn decode(word: u64, max_payload: u64) -> Decoded {
-    if word == 0 {
-        return Decoded::Empty;
-    }
     let length = word as u32;
-    if length as u64 > max_payload {
-        return Decoded::Invalid;
-    }
     match word >> 56 {
-        COMMITTED => Decoded::Message { length, tag: (word >> 32) as u16, slot: (word >> 48) as u8 },
-        ABORTED => Decoded::Aborted { length },
+        COMMITTED if length as u64 <= max_payload => {
+            Decoded::Message { length, tag: (word >> 32) as u16, slot: (word >> 48) as u8 }
+        }
+        ABORTED if length as u64 <= max_payload => Decoded::Aborted { length },
+        0 if word == 0 => Decoded::Empty,
         _ => Decoded::Invalid,
     }
 }

@@ -348,11 +348,25 @@ impl Producer {
 
     /// Zeroes what the next frames will lie in, as far as nobody reads there. Such lines are still in the readers' caches, and a commit that has to fetch them
     /// makes its reader wait for that; here nobody waits.
-    #[inline]
+    #[inline(always)]
     fn zero_ahead(&mut self) {
-        let to = ((self.tail + ZEROED_AHEAD) & !(LINE - 1)).min(self.limit + HEADER_LENGTH);
-        if let Some(length @ 1..) = to.checked_sub(self.zeroed) {
+        const STEP: u64 = ZEROED_AHEAD / 2;
+        let limit = self.limit + HEADER_LENGTH;
+        // Between small frames it is always a whole step, of a length that is known when compiling.
+        let to = if self.zeroed.is_multiple_of(LINE) { self.zeroed + STEP } else { (self.tail + ZEROED_AHEAD) & !(LINE - 1) };
+        if to <= limit && self.zeroed.is_multiple_of(LINE) {
             // SAFETY: between the tail, whose header `zeroed` is behind, and the limit is the producer's alone; and nothing is claimed.
+            unsafe { self.region.zero(self.zeroed, STEP) };
+            self.zeroed = to;
+        } else {
+            self.zero_up_to(to.min(limit));
+        }
+    }
+
+    #[inline(never)]
+    fn zero_up_to(&mut self, to: u64) {
+        if let Some(length @ 1..) = to.checked_sub(self.zeroed) {
+            // SAFETY: as in `zero_ahead`.
             unsafe { self.region.zero(self.zeroed, length) };
             self.zeroed = to;
         }
@@ -379,6 +393,10 @@ pub struct Consumer {
     published: u64,
     /// Nothing is read from here on: see [`producer_gone`](Self::producer_gone).
     end: u64,
+    /// Up to here reading takes no more than the look at a header: the end, once it has joined, and unless it is lossy.
+    plain_end: u64,
+    /// From here on it is time to publish the position.
+    release_at: u64,
     max_payload: u64,
     lossy: Option<Lossy>,
 }
@@ -415,7 +433,21 @@ impl Consumer {
     ) -> Self {
         let max_payload = max_payload(region.capacity(), overwrite);
         let lossy = (overwrite == Overwrite::Oldest).then(Lossy::default);
-        Self { region, control, line, link, slot, joined: false, position: 0, published: 0, end: u64::MAX, max_payload, lossy }
+        Self {
+            region,
+            control,
+            line,
+            link,
+            slot,
+            joined: false,
+            position: 0,
+            published: 0,
+            end: u64::MAX,
+            plain_end: 0,
+            release_at: u64::MAX,
+            max_payload,
+            lossy,
+        }
     }
 
     fn control(&self) -> &SingleControl {
@@ -453,9 +485,10 @@ impl Consumer {
             return Err(ReadError::Corrupt { position, what: "the publisher's start position is impossible" });
         }
         self.position = position;
-        self.published = position;
-        if let Some(lossy) = &mut self.lossy {
-            lossy.message = message;
+        self.has_published(position);
+        match &mut self.lossy {
+            Some(lossy) => lossy.message = message,
+            None => self.plain_end = self.end,
         }
         self.line().position.store(position, Ordering::Relaxed);
         // Pairs with the Acquire load in `Producer::make_room`: who sees the id sees our position, not that of the line's former link.
@@ -472,6 +505,7 @@ impl Consumer {
             self.end = self.position;
             return;
         }
+        let capacity = self.region.capacity();
         let from = if self.lossy.is_some() {
             let line = &self.control().announcement;
             // Relaxed: whoever told of the end has told of all before it. If the producer goes on nevertheless, the slot may be nonsense; then so is the end.
@@ -479,9 +513,10 @@ impl Consumer {
             let oldest = line.slots[(number & 1) as usize].position.load(Ordering::Relaxed);
             oldest.min(u64::MAX / 2).max(self.position)
         } else {
+            self.plain_end = self.position + capacity;
             self.position
         };
-        self.end = from + self.region.capacity();
+        self.end = from + capacity;
     }
 
     /// Whether [`read`](Self::read) would have something to say: the last look before sleeping. Relaxed: it says "look", and `read` acquires.
@@ -503,15 +538,24 @@ impl Consumer {
     /// The next message, if there is one. It stays the next until [`advance`](Self::advance).
     #[inline]
     pub fn read(&mut self) -> Result<Option<Frame>, ReadError> {
+        if self.position >= self.plain_end {
+            return self.read_specially();
+        }
+        // Pairs with the Release store in `Producer::publish`.
+        let word = self.region.header(self.position).load(Ordering::Acquire);
+        self.decode(word)
+    }
+
+    /// At the end, before the producer has taken it in, or lossy.
+    #[cold]
+    fn read_specially(&mut self) -> Result<Option<Frame>, ReadError> {
         if self.position >= self.end || (!self.joined && !self.join()?) {
             return Ok(None);
         }
         if self.lossy.is_some() {
             return self.read_lossy();
         }
-        // Pairs with the Release store in `Producer::commit`.
-        let word = self.region.header(self.position).load(Ordering::Acquire);
-        self.decode(word)
+        self.read()
     }
 
     #[inline]
@@ -628,17 +672,17 @@ impl Consumer {
     /// the producer was told, so that it may have to be woken.
     #[inline]
     pub fn release(&mut self, all: bool) -> bool {
-        let moved = self.position - self.published;
-        if moved == 0 || (!all && moved < self.region.capacity() / POSITION_STEPS) {
+        if self.position < self.release_at && (!all || self.position == self.published) {
             return false;
         }
-        self.publish_position();
+        // Pairs with the Acquire load in `Producer::make_room`: our reads are done before it overwrites.
+        self.line().position.store(self.position, Ordering::Release);
+        self.has_published(self.position);
         true
     }
 
-    fn publish_position(&mut self) {
-        // Pairs with the Acquire load in `Producer::make_room`: our reads are done before it overwrites.
-        self.line().position.store(self.position, Ordering::Release);
-        self.published = self.position;
+    fn has_published(&mut self, position: u64) {
+        self.published = position;
+        self.release_at = position + self.region.capacity() / POSITION_STEPS;
     }
 }
