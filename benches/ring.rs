@@ -30,7 +30,7 @@ use raw::{Game, LINE, Raw, Stopwatch};
 /// Payload beside the number.
 const PATTERN_BYTE: u8 = 0x5a;
 const PATTERN: u64 = u64::from_ne_bytes([PATTERN_BYTE; 8]);
-const CAPACITY: u64 = 512 << 10;
+const CAPACITY: u64 = 4 << 20;
 /// Tag of the message behind the last of a slice.
 const LAST: u16 = 1;
 

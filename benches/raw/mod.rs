@@ -16,8 +16,8 @@ use crate::harness::End;
 /// Bytes of a line.
 pub const LINE: usize = 64;
 const WORDS: usize = LINE / size_of::<u64>();
-/// Of a stream: 512 KiB, as the ring has.
-const STREAM_LINES: usize = 8192;
+/// Of a stream: 4 MiB, as the ring has.
+const STREAM_LINES: usize = 65536;
 /// How far the reader of a stream lets the writer go ahead before it looks. A reader that looks for each line takes it away from a writer
 /// that has the next one to write beside it; so each line would travel more than once.
 const STEP: usize = STREAM_LINES / 8;

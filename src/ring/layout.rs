@@ -89,7 +89,7 @@ impl PartyLine {
     }
 }
 
-/// A ring's tail. Single producer: written by it, for lag only. Mpsc: the word all producers meet at.
+/// A ring's tail. Single producer: written by it now and then, for lag only. Mpsc: the word all producers meet at.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct TailLine {

@@ -39,6 +39,9 @@ pub const fn max_payload(capacity: u64, overwrite: Overwrite) -> u64 {
 /// Bytes behind the tail that a producer keeps zeroed: at least half of it, which is more than the lines of a small frame and of the header behind it.
 const ZEROED_AHEAD: u64 = 4 * LINE;
 
+/// No frame begins here.
+const NO_CLAIM: u64 = u64::MAX;
+
 /// The writing end.
 #[derive(Debug)]
 pub struct Producer {
@@ -48,16 +51,13 @@ pub struct Producer {
     tail: u64,
     /// All words from the tail to here are zero.
     zeroed: u64,
-    /// Where the claimed frame ends; `tail` when nothing is claimed.
+    /// Where the claimed frame begins. Not the tail: nothing is claimed.
+    claim_start: u64,
     claim_end: u64,
     claim_length: u32,
-    /// What `zeroed` is if the claim is committed: nobody has written behind it.
-    claim_zeroed: u64,
     /// Frames up to here fit without looking at anybody's position. 0 when nobody reads.
     limit: u64,
     max_payload: u64,
-    /// Messages committed.
-    messages: u64,
     readers: Vec<Reader>,
     /// Readers dropped because their position cannot be true.
     liars: Vec<u64>,
@@ -65,11 +65,13 @@ pub struct Producer {
 }
 
 /// A lossy ring's oldest frame that is still safe.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Oldest {
     position: u64,
     message: u64,
     announcements: u64,
+    /// Messages committed.
+    committed: u64,
 }
 
 /// A reader, as the producer sees it.
@@ -92,20 +94,18 @@ impl Producer {
     /// `control` and `region` stay mapped, writable, as long as the producer lives; both were zero (the identity aside); there is no
     /// other producer.
     pub unsafe fn new(control: NonNull<SingleControl>, region: Region, overwrite: Overwrite) -> Self {
-        let region_capacity = region.capacity();
-        let max_payload = max_payload(region_capacity, overwrite);
-        let lossy = (overwrite == Overwrite::Oldest).then_some(Oldest { position: 0, message: 0, announcements: 0 });
+        let max_payload = max_payload(region.capacity(), overwrite);
+        let lossy = (overwrite == Overwrite::Oldest).then_some(Oldest { position: 0, message: 0, announcements: 0, committed: 0 });
         Self {
             region,
             control,
             tail: 0,
-            zeroed: region_capacity,
+            zeroed: HEADER_LENGTH,
+            claim_start: NO_CLAIM,
             claim_end: 0,
             claim_length: 0,
-            claim_zeroed: 0,
             limit: 0,
             max_payload,
-            messages: 0,
             readers: Vec::new(),
             liars: Vec::new(),
             lossy,
@@ -148,9 +148,16 @@ impl Producer {
         let entry = &self.control().joins[slot % MAX_LINKS];
         // The slot's former link is over: the driver gives a slot away when nobody reads by it any more. Ours is not taken for valid before its id shows.
         entry.position.store(self.tail, Ordering::Relaxed);
-        entry.message.store(self.messages, Ordering::Relaxed);
+        entry.message.store(self.lossy.map_or(0, |oldest| oldest.committed), Ordering::Relaxed);
         // Pairs with the Acquire in `Consumer::join`.
         entry.link.store(link, Ordering::Release);
+    }
+
+    /// Where the frame ends that begins at `position`.
+    fn next(&self, position: u64) -> u64 {
+        // Own memory, nobody else writes it: the headers of whole frames are what `publish` stored.
+        let word = self.region.header(position).load(Ordering::Relaxed);
+        next_position(position, u64::from(word as u32))
     }
 
     /// What fits for sure when the only reader has just begun at the tail.
@@ -180,9 +187,8 @@ impl Producer {
     #[inline]
     pub fn claim(&mut self, length: usize) -> Result<(), ClaimError> {
         let end = self.end_of(length)?;
-        self.claim_zeroed = self.zeroed;
-        // Should it come to nothing: what was written into it stays there.
-        self.zeroed = self.tail + HEADER_LENGTH;
+        self.abort();
+        self.claim_start = self.tail;
         self.claim_end = end;
         self.claim_length = length as u32;
         Ok(())
@@ -248,16 +254,14 @@ impl Producer {
         let capacity = self.region.capacity();
         // SAFETY: mapped as long as `self` (contract of `new`). Not through `control()`, which would borrow all of `self`.
         let line = unsafe { &(*self.control.as_ptr()).announcement };
-        let Some(oldest) = &mut self.lossy else { return };
-        if end + HEADER_LENGTH > oldest.position + capacity {
+        let Some(Oldest { mut position, mut message, announcements, committed }) = self.lossy else { return };
+        if end + HEADER_LENGTH > position + capacity {
             let target = (end + HEADER_LENGTH + capacity / POSITION_STEPS - capacity).min(self.tail);
-            while oldest.position < target {
-                // Own memory, nobody else writes it: the headers of whole frames are what `commit` stored.
-                let word = self.region.header(oldest.position).load(Ordering::Relaxed);
-                oldest.position = next_position(oldest.position, u64::from(word as u32));
-                oldest.message += 1;
+            while position < target {
+                position = self.next(position);
+                message += 1;
             }
-            oldest.announcements += 1;
+            let oldest = self.lossy.insert(Oldest { position, message, announcements: announcements + 1, committed });
             let slot = &line.slots[(oldest.announcements & 1) as usize];
             slot.position.store(oldest.position, Ordering::Relaxed);
             slot.message.store(oldest.message, Ordering::Relaxed);
@@ -266,7 +270,7 @@ impl Producer {
             // Pairs with the Acquire fences there: who sees data that is written from here on (or the next slot) sees the number.
             fence(Ordering::Release);
         }
-        self.limit = oldest.position + capacity - HEADER_LENGTH;
+        self.limit = position + capacity - HEADER_LENGTH;
     }
 
     /// Claims, copies and commits. Inlined into the caller, where the length often is a constant, and without the fields of a claim: what was just stored there would have
@@ -274,6 +278,7 @@ impl Producer {
     #[inline(always)]
     pub fn offer(&mut self, tag: u16, payload: &[u8]) -> Result<u64, ClaimError> {
         let end = self.end_of(payload.len())?;
+        self.abort();
         let start = self.tail;
         // SAFETY: from the tail to the end is the producer's alone, and as long as header and payload.
         unsafe { self.region.write(start + HEADER_LENGTH, payload) };
@@ -288,7 +293,7 @@ impl Producer {
     /// When it does not fit into what was claimed: a bug of the caller.
     #[inline]
     pub fn write(&mut self, offset: usize, bytes: &[u8]) {
-        assert!(offset + bytes.len() <= self.claim_length as usize && self.claim_end != self.tail);
+        assert!(offset + bytes.len() <= self.claim_length as usize && self.claim_start == self.tail);
         // SAFETY: inside the claim, which is the producer's alone.
         unsafe { self.region.write(self.tail + HEADER_LENGTH + offset as u64, bytes) }
     }
@@ -297,7 +302,7 @@ impl Producer {
     #[cfg(not(loom))]
     #[inline]
     pub fn claimed(&self) -> &[u8] {
-        if self.claim_end == self.tail {
+        if self.claim_start != self.tail {
             return &[];
         }
         // SAFETY: as in `payload`.
@@ -308,7 +313,7 @@ impl Producer {
     #[cfg(not(loom))]
     #[inline]
     pub fn payload(&mut self) -> &mut [u8] {
-        if self.claim_end == self.tail {
+        if self.claim_start != self.tail {
             return &mut [];
         }
         // SAFETY: mapped, initialised, inside the claim. Others map it read-only, and honest ones do not read uncommitted bytes.
@@ -318,12 +323,10 @@ impl Producer {
     /// Commits the claim, and returns the position behind it. Without a claim, nothing happens.
     #[inline]
     pub fn commit(&mut self, tag: u16) -> u64 {
-        let (start, end) = (self.tail, self.claim_end);
-        if start != end {
-            self.zeroed = self.claim_zeroed;
-            self.publish(start, end, self.claim_length, tag);
+        if self.claim_start == self.tail {
+            self.publish(self.claim_start, self.claim_end, self.claim_length, tag);
         }
-        end
+        self.tail
     }
 
     /// Makes what lies between two positions, the tail and the next, a message.
@@ -336,11 +339,10 @@ impl Producer {
         }
         // Pairs with the Acquire load in `Consumer::read`: who sees the header sees the payload and the zero behind it.
         self.region.header(start).store(frame::committed(length, tag, 0), Ordering::Release);
-        // For lag only; orders nothing.
-        self.control().tail.tail.store(end, Ordering::Relaxed);
-        self.messages += 1;
         self.tail = end;
-        self.claim_end = end;
+        if let Some(oldest) = &mut self.lossy {
+            oldest.committed += 1;
+        }
         if self.zeroed < end + ZEROED_AHEAD / 2 {
             self.zero_ahead();
         }
@@ -351,6 +353,8 @@ impl Producer {
     #[inline(always)]
     fn zero_ahead(&mut self) {
         const STEP: u64 = ZEROED_AHEAD / 2;
+        // For lag only; orders nothing.
+        self.control().tail.tail.store(self.tail, Ordering::Relaxed);
         let limit = self.limit + HEADER_LENGTH;
         // Between small frames it is always a whole step, of a length that is known when compiling.
         let to = if self.zeroed.is_multiple_of(LINE) { self.zeroed + STEP } else { (self.tail + ZEROED_AHEAD) & !(LINE - 1) };
@@ -375,7 +379,11 @@ impl Producer {
     /// Gives the claim up. Readers never knew of it.
     #[inline]
     pub fn abort(&mut self) {
-        self.claim_end = self.tail;
+        if self.claim_start == self.tail {
+            self.claim_start = NO_CLAIM;
+            // What was written into it stays there.
+            self.zeroed = self.tail + HEADER_LENGTH;
+        }
     }
 }
 
@@ -468,7 +476,18 @@ impl Consumer {
 
     /// Bytes committed by the producer and not yet read here. What the producer says: not to be relied on.
     pub fn lag(&self) -> u64 {
-        if self.joined { self.control().tail.tail.load(Ordering::Relaxed).saturating_sub(self.position) } else { 0 }
+        if !self.joined {
+            return 0;
+        }
+        // It says now and then where its tail is; as many frames may have followed as fit into what it keeps zeroed.
+        const MOST: u64 = ZEROED_AHEAD / HEADER_LENGTH;
+        let mut tail = self.control().tail.tail.load(Ordering::Relaxed).clamp(self.position, u64::MAX / 2) & !(HEADER_LENGTH - 1);
+        for _ in 0..MOST {
+            let word = self.region.header(tail).load(Ordering::Relaxed);
+            let Decoded::Message { length, .. } = frame::decode(word, self.max_payload) else { break };
+            tail = next_position(tail, u64::from(length));
+        }
+        tail - self.position
     }
 
     /// Starts where the producer says, once it has said so.

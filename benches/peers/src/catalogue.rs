@@ -68,15 +68,15 @@ impl Peer {
     pub fn configuration(self) -> &'static str {
         match self {
             Self::Lines(_) => {
-                "cache lines of a shared file, written in full, the number in the last word of a message; streams: a ring of 512 KiB"
+                "cache lines of a shared file, written in full, the number in the last word of a message; streams: a ring of 4 MiB"
             }
             Self::Futex => "payload and a word in a shared file, a wake call after each message, a wait call before each",
             Self::Ring(Idle::BusySpin, _) => {
-                "ring of 512 KiB (4 messages if that is more), both ends spin, driver as its own process"
+                "ring of 4 MiB, both ends spin, driver as its own process"
             }
-            Self::Ring(Idle::Parking, _) => "ring of 512 KiB, both ends sleep at once, driver as its own process",
+            Self::Ring(Idle::Parking, _) => "ring of 4 MiB, both ends sleep at once, driver as its own process",
             Self::Ring(..) => {
-                "ring of 512 KiB (4 messages if that is more), both ends wait as by default: spin, then sleep, driver as its own process"
+                "ring of 4 MiB, both ends wait as by default: spin, then sleep, driver as its own process"
             }
             Self::Aeron(Setup::Large, _) => {
                 "aeron:ipc, terms of 64 MiB (its default), MTU 65504, clients spin, driver SHARED with back-off as its own process"
@@ -85,16 +85,16 @@ impl Peer {
                 "aeron:ipc, terms of 1 MiB (8 messages if that is more), MTU 65504, clients yield, driver SHARED with back-off as its own process"
             }
             Self::Iceoryx(false) => {
-                "fixed-size payload, loan and send, no safe overflow, publisher retries, buffer of 512 KiB (at least 4), subscriber spins"
+                "fixed-size payload, loan and send, no safe overflow, publisher retries, buffer of 4 MiB, subscriber spins"
             }
             Self::Iceoryx(true) => {
                 "fixed-size payload, loan and send, no safe overflow, a notifier and a listener beside it, subscriber in blocking_wait"
             }
-            Self::Shaq => "spsc queue in a shared file, 512 KiB (at least 4 items), in place, streams in batches of 64",
+            Self::Shaq => "spsc queue in a shared file, 4 MiB, in place, streams in batches of 64",
             Self::IpcChannel => "byte channel, receiver spins on try_recv",
-            Self::Rtrb => "two threads of one process, 512 KiB, streams in chunks of 64",
-            Self::Crossbeam => "two threads of one process, 512 KiB, one by one",
-            Self::Disruptor => "two threads of one process, 512 KiB, event poller, streams in batches of 64",
+            Self::Rtrb => "two threads of one process, 4 MiB, streams in chunks of 64",
+            Self::Crossbeam => "two threads of one process, 4 MiB, one by one",
+            Self::Disruptor => "two threads of one process, 4 MiB, event poller, streams in batches of 64",
             Self::Kernel(_, false) => "non-blocking, both ends spin on the calls",
             Self::Kernel(_, true) => "blocking",
         }

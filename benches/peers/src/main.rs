@@ -20,6 +20,7 @@ mod message;
 mod plot;
 #[path = "../../raw/mod.rs"]
 mod raw;
+mod regime;
 mod report;
 mod ring;
 mod shaq_queue;
@@ -37,6 +38,7 @@ use catalogue::{Candidate, Group};
 use harness::Order;
 // `raw` takes it from here, as in `benches/ring.rs`.
 use message::PATTERN;
+use regime::Regime;
 use report::Results;
 
 /// What all fallible functions return; errors say what was attempted.
@@ -145,11 +147,17 @@ fn measure(arguments: &Arguments) -> Outcome<()> {
     println!("Two processes on cores {left} and {right}; {rounds} rounds, in which {count} candidates take turns of {length:?}.");
     println!("{}; a reading of the clock takes {:.0} ns.", machine(), clock());
 
+    let regime = Regime::find([left, right])?;
+    println!("Two lines from one core to the other and back usually take {:.0} ns; what is measured counts while that is so.", regime.usual());
+
     let mut results = Results::new(wanted.len());
+    let mut unusual = 0;
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
         for (index, (group, candidate)) in all(&groups).enumerate().filter(|(index, _)| wanted[*index]) {
-            let outcome = harness::run(&group.cast(candidate, index), [left, right], length / 2, length);
+            let (outcome, usual) =
+                regime.measure(|| harness::run(&group.cast(candidate, index), [left, right], length / 2, length))?;
+            unusual += usize::from(!usual);
             if let Err(error) = &outcome {
                 // The others go on; it is said again at the end.
                 eprintln!("{}: {}: {error}", group.title, candidate.name);
@@ -162,6 +170,7 @@ fn measure(arguments: &Arguments) -> Outcome<()> {
     std::fs::create_dir_all(&arguments.out).map_err(|error| format!("cannot create {}: {error}", arguments.out.display()))?;
     report::write(&groups, &results, &arguments.out)?;
     plot::write(&groups, &results, &arguments.out)?;
+    println!("{unusual} of {} slices were measured while the exchange of two lines took another time than usual.", rounds * count);
     println!("Plots and all figures are in {}.", arguments.out.display());
     match results.failures() {
         0 => Ok(()),

@@ -92,9 +92,10 @@ fn rows<'a>(groups: &'a [Group], results: &Results) -> Vec<Vec<Row<'a>>> {
     for group in groups {
         let indexes = first..first + group.candidates.len();
         let middle = |index: usize| results.spread(index, 0).map(|spread| spread.median);
-        let aerons = indexes.clone().filter(|index| group.candidates[index - first].peer.is_aeron() && middle(*index).is_some());
+        let aerons = indexes.clone().filter(|index| group.candidates[index - first].peer.is_aeron());
         // Whichever of its settings does best here.
-        let aeron = aerons.min_by(|one, other| middle(*one).partial_cmp(&middle(*other)).expect("times are numbers"));
+        let aerons = aerons.filter_map(|index| Some((index, middle(index)?)));
+        let aeron = aerons.min_by(|one, other| one.1.total_cmp(&other.1)).map(|(index, _)| index);
         let limit = group.limit.map(|_| first);
         let rows = group.candidates.iter().zip(indexes.clone());
         let rows = rows.filter(|(_, index)| middle(*index).is_some());

@@ -346,9 +346,9 @@ pub fn attach<T>(length: Duration, mut create: impl FnMut(u32) -> Outcome<T>) ->
     Ok(Measured { messages: u64::from(number), values })
 }
 
-/// Bytes that may be on the way, where that can be set: half a MiB, which stays in the caches of both cores, or a few large messages.
+/// Bytes that may be on the way, where that can be set: a few MiB, more than the caches that are a core's own, or a few large messages.
 pub const fn ring_bytes(message: usize) -> usize {
-    const USUAL: usize = 512 << 10;
+    const USUAL: usize = 4 << 20;
     if message * 4 > USUAL { message * 4 } else { USUAL }
 }
 
