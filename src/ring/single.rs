@@ -36,8 +36,11 @@ pub const fn max_payload(capacity: u64, overwrite: Overwrite) -> u64 {
     }
 }
 
-/// Bytes behind the tail that a producer keeps zeroed: at least half of it, which is more than the lines of a small frame and of the header behind it.
-const ZEROED_AHEAD: u64 = 4 * LINE;
+/// Bytes of a small frame, and as many are kept zeroed behind the tail: more than the lines of a frame of some words and of the header behind it.
+const SMALL: u64 = 2 * LINE;
+
+/// Bytes of the largest frame that is zeroed as a whole before it is written.
+const LARGEST_ZEROED: u64 = 4096;
 
 /// No frame begins here.
 const NO_CLAIM: u64 = u64::MAX;
@@ -343,32 +346,46 @@ impl Producer {
         if let Some(oldest) = &mut self.lossy {
             oldest.committed += 1;
         }
-        if self.zeroed < end + ZEROED_AHEAD / 2 {
-            self.zero_ahead();
+        let frame = end - start;
+        if self.zeroed < end + frame.max(SMALL) {
+            self.zero_ahead(frame);
         }
     }
 
-    /// Zeroes what the next frames will lie in, as far as nobody reads there. Such lines are still in the readers' caches, and a commit that has to fetch them
-    /// makes its reader wait for that; here nobody waits.
+    /// Zeroes what the next frame, of the same size perhaps, will lie in, as far as nobody reads there. Such lines are still in the readers' caches, and a commit that has to
+    /// fetch them makes its reader wait for that; here nobody waits.
     #[inline(always)]
-    fn zero_ahead(&mut self) {
-        const STEP: u64 = ZEROED_AHEAD / 2;
+    fn zero_ahead(&mut self, frame: u64) {
         // For lag only; orders nothing.
         self.control().tail.tail.store(self.tail, Ordering::Relaxed);
+        if frame > SMALL {
+            return self.zero_for_large(frame);
+        }
         let limit = self.limit + HEADER_LENGTH;
-        // Between small frames it is always a whole step, of a length that is known when compiling.
-        let to = if self.zeroed.is_multiple_of(LINE) { self.zeroed + STEP } else { (self.tail + ZEROED_AHEAD) & !(LINE - 1) };
-        if to <= limit && self.zeroed.is_multiple_of(LINE) {
+        if self.zeroed.is_multiple_of(LINE) && self.zeroed + SMALL <= limit {
+            // Between small frames it is nearly always this, of a length that is known when compiling.
             // SAFETY: between the tail, whose header `zeroed` is behind, and the limit is the producer's alone; and nothing is claimed.
-            unsafe { self.region.zero(self.zeroed, STEP) };
-            self.zeroed = to;
+            unsafe { self.region.zero(self.zeroed, SMALL) };
+            self.zeroed += SMALL;
         } else {
-            self.zero_up_to(to.min(limit));
+            self.zero_up_to(self.tail + 2 * SMALL);
         }
     }
 
+    /// To zero all of the next frame costs about as much as to write it. That pays if a reader waits for it, and does not in a stream.
+    #[inline(never)]
+    fn zero_for_large(&mut self, frame: u64) {
+        let start = self.tail - frame;
+        // SAFETY: mapped until the reader is removed (contract of `add_reader`).
+        let position = |reader: &Reader| unsafe { reader.line.as_ref() }.position.load(Ordering::Relaxed);
+        let is_awaited = frame <= LARGEST_ZEROED && self.readers.iter().any(|reader| position(reader) >= start);
+        self.zero_up_to(self.tail + 2 * SMALL + if is_awaited { frame } else { 0 });
+    }
+
+    /// Zeroes whole lines up to a position, or what there is room for.
     #[inline(never)]
     fn zero_up_to(&mut self, to: u64) {
+        let to = (to & !(LINE - 1)).min(self.limit + HEADER_LENGTH);
         if let Some(length @ 1..) = to.checked_sub(self.zeroed) {
             // SAFETY: as in `zero_ahead`.
             unsafe { self.region.zero(self.zeroed, length) };
@@ -480,7 +497,7 @@ impl Consumer {
             return 0;
         }
         // It says now and then where its tail is; as many frames may have followed as fit into what it keeps zeroed.
-        const MOST: u64 = ZEROED_AHEAD / HEADER_LENGTH;
+        const MOST: u64 = (2 * SMALL + LARGEST_ZEROED) / HEADER_LENGTH;
         let mut tail = self.control().tail.tail.load(Ordering::Relaxed).clamp(self.position, u64::MAX / 2) & !(HEADER_LENGTH - 1);
         for _ in 0..MOST {
             let word = self.region.header(tail).load(Ordering::Relaxed);

@@ -114,6 +114,11 @@ impl Idler {
     pub(crate) fn spins(&mut self) -> bool {
         // Only steps are counted, as only they look at the clock; but the wait has begun.
         self.looks = self.looks.max(1);
+        self.is_spinning()
+    }
+
+    /// The same before the wait has begun.
+    pub(crate) fn is_spinning(&self) -> bool {
         match self.strategy {
             Idle::BusySpin => true,
             Idle::Adaptive => !self.budget.is_zero(),
