@@ -1,8 +1,8 @@
 //! When a reader that has caught up with a fast stream looks again.
 //!
 //! A reader that has read all there is finds the next message in the very line that its publisher writes to. Where messages come one by one that is as fast as can be. In
-//! a stream it makes both slow: each line travels several times, and the publisher waits for its own. So a reader that has caught up with a stream stays away from it for a
-//! moment, and then reads what has gathered.
+//! a stream it makes both slow: each line travels several times, and the publisher waits for its own. So a reader that has caught up with a stream, and waits for more, stays
+//! away from it for a moment, and then reads what has gathered. Who polls instead of waiting always gets what there is.
 //!
 //! Whether it is a stream is found by trial, as a fast exchange of messages with a peer that waits for an answer to each looks just the same; but of a stream many
 //! messages gather meanwhile. Where they do not it is not tried again for long.

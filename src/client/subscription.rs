@@ -275,13 +275,11 @@ impl Image {
         }
     }
 
-    /// All there was has been read. `may_pace`: whether the reader will look again by itself.
+    /// All there was has been read.
     #[inline]
-    fn caught_up(&mut self, own: &PartyLine, may_pace: bool) {
+    fn caught_up(&mut self, own: &PartyLine) {
         self.release(own, true);
-        if may_pace {
-            self.pace.caught_up(self.consumer.position(), self.last);
-        }
+        self.pace.caught_up(self.consumer.position(), self.last);
     }
 }
 
@@ -483,14 +481,11 @@ impl Subscription {
                 for _ in 0..count {
                     let image = &mut images[index];
                     index = following(index, count);
-                    if image.pace.is_away() {
-                        continue;
-                    }
                     while taken < limit {
                         let frame = match image.read() {
                             Ok(Some(frame)) => frame,
                             Ok(None) => {
-                                image.caught_up(own, !self.bell.is_used());
+                                image.caught_up(own);
                                 break;
                             }
                             Err(error) => {
@@ -692,12 +687,9 @@ impl Subscription {
                 for _ in 0..count {
                     self.turn = following(self.turn, count);
                     let image = &mut images[self.turn];
-                    if image.pace.is_away() {
-                        continue;
-                    }
                     image.release(own, false);
                     match image.read() {
-                        Ok(None) => image.caught_up(own, !self.bell.is_used()),
+                        Ok(None) => image.caught_up(own),
                         Ok(Some(frame)) => {
                             image.advance(&frame);
                             outcome = Ok(Some(Found { index: self.turn, frame }));
@@ -734,19 +726,16 @@ impl Subscription {
     /// Looks for the next message for some microseconds, with as little as can be between its coming and the return.
     fn spin_for_next(&mut self) -> Result<Option<Found>, PollError> {
         const GLANCES: u32 = 256;
-        let Source::Images(images) = &mut self.source else { return Ok(None) };
-        if !self.idler.is_spinning() || self.bell.is_used() {
+        if !self.idler.is_spinning() || self.bell.is_used() || self.stays_away() {
             return Ok(None);
         }
+        let Source::Images(images) = &mut self.source else { return Ok(None) };
         for _ in 0..GLANCES {
             std::hint::spin_loop();
             if self.endpoint.has_news(self.seen) {
                 break;
             }
             for (index, image) in images.iter_mut().enumerate() {
-                if image.pace.is_away() {
-                    continue;
-                }
                 match image.read() {
                     Ok(None) => {}
                     Ok(Some(frame)) => {
@@ -926,7 +915,7 @@ impl Subscription {
         self.conductor.link_done(&self.endpoint, link);
     }
 
-    /// What there is, if anything, of what can come at any moment: a glance costs a load or two an image. It passes by images to stay away from.
+    /// What there is, if anything, of what can come at any moment: a glance costs a load or two an image. It stays away from images that are to be left alone.
     #[inline]
     fn glance(&mut self) -> bool {
         self.endpoint.has_news(self.seen)

@@ -116,7 +116,10 @@ mod tests {
             }
         }
         // 4 frames of 16 bytes fill a line, 2 of 24 do not.
-        assert_eq!([(0, 8), (48, 8), (0, 16), (24, 16), (0, 56)].map(|(start, payload)| next_position(start, payload)), [16, 64, 24, 64, 64]);
+        assert_eq!(
+            [(0, 8), (48, 8), (0, 16), (24, 16), (0, 56)].map(|(start, payload)| next_position(start, payload)),
+            [16, 64, 24, 64, 64]
+        );
         assert_eq!([57, 1024].map(|payload| next_position(8, payload)), [8 + 72, 8 + 1032]);
     }
 

@@ -98,7 +98,8 @@ impl Producer {
     /// other producer.
     pub unsafe fn new(control: NonNull<SingleControl>, region: Region, overwrite: Overwrite) -> Self {
         let max_payload = max_payload(region.capacity(), overwrite);
-        let lossy = (overwrite == Overwrite::Oldest).then_some(Oldest { position: 0, message: 0, announcements: 0, committed: 0 });
+        let lossy =
+            (overwrite == Overwrite::Oldest).then_some(Oldest { position: 0, message: 0, announcements: 0, committed: 0 });
         Self {
             region,
             control,
@@ -375,10 +376,11 @@ impl Producer {
     /// To zero all of the next frame costs about as much as to write it. That pays if a reader waits for it, and does not in a stream.
     #[inline(never)]
     fn zero_for_large(&mut self, frame: u64) {
-        let start = self.tail - frame;
+        // One that waits has told of all but the last, or will do so when it looks again.
+        let waits_from = self.tail.saturating_sub(3 * frame);
         // SAFETY: mapped until the reader is removed (contract of `add_reader`).
         let position = |reader: &Reader| unsafe { reader.line.as_ref() }.position.load(Ordering::Relaxed);
-        let is_awaited = frame <= LARGEST_ZEROED && self.readers.iter().any(|reader| position(reader) >= start);
+        let is_awaited = frame <= LARGEST_ZEROED && self.readers.iter().any(|reader| position(reader) >= waits_from);
         self.zero_up_to(self.tail + 2 * SMALL + if is_awaited { frame } else { 0 });
     }
 
@@ -498,7 +500,8 @@ impl Consumer {
         }
         // It says now and then where its tail is; as many frames may have followed as fit into what it keeps zeroed.
         const MOST: u64 = (2 * SMALL + LARGEST_ZEROED) / HEADER_LENGTH;
-        let mut tail = self.control().tail.tail.load(Ordering::Relaxed).clamp(self.position, u64::MAX / 2) & !(HEADER_LENGTH - 1);
+        let mut tail =
+            self.control().tail.tail.load(Ordering::Relaxed).min(u64::MAX / 2).max(self.position) & !(HEADER_LENGTH - 1);
         for _ in 0..MOST {
             let word = self.region.header(tail).load(Ordering::Relaxed);
             let Decoded::Message { length, .. } = frame::decode(word, self.max_payload) else { break };
