@@ -1,8 +1,8 @@
 //! When a reader that has caught up with a fast stream looks again.
 //!
 //! A reader that has read all there is finds the next message in the very line that its publisher writes to. Where messages come one by one that is as fast as can be. In
-//! a stream it makes both slow: each line travels several times, and the publisher waits for its own. So a reader that has caught up with a stream, and waits for more, stays
-//! away from it for a moment, and then reads what has gathered. Who polls instead of waiting always gets what there is.
+//! a stream it makes both slow: each line travels several times, and the publisher waits for its own. So a reader that has caught up with a stream stays away from it for a
+//! moment, and then reads what has gathered. It spins meanwhile: a poll must not say that there is nothing when there is.
 //!
 //! Whether it is a stream is found by trial, as a fast exchange of messages with a peer that waits for an answer to each looks just the same; but of a stream many
 //! messages gather meanwhile. Where they do not it is not tried again for long.
@@ -38,26 +38,15 @@ impl Pace {
     }
 
     /// Whether to stay away, still.
-    #[inline]
     pub(super) fn is_away(&mut self) -> bool {
-        self.until.is_some() && self.stays_away()
+        self.until = self.until.filter(|until| Instant::now() < *until);
+        self.until.is_some()
     }
 
-    #[cold]
-    fn stays_away(&mut self) -> bool {
-        if self.until.is_some_and(|until| Instant::now() < until) {
-            return true;
-        }
-        self.until = None;
-        false
-    }
-
-    /// The reader has read all there was, up to this position. `last` is where the last message began.
+    /// The reader has read all there was, up to this position. `last` is where the last message began. Whether to stay away now.
     #[inline]
-    pub(super) fn caught_up(&mut self, position: u64, last: u64) {
-        if self.is_due(position) {
-            self.consider(position, last, Instant::now());
-        }
+    pub(super) fn caught_up(&mut self, position: u64, last: u64) -> bool {
+        self.is_due(position) && self.consider(position, last, Instant::now())
     }
 
     #[inline]
@@ -66,13 +55,16 @@ impl Pace {
     }
 
     #[cold]
-    fn consider(&mut self, position: u64, last: u64, now: Instant) {
+    fn consider(&mut self, position: u64, last: u64, now: Instant) -> bool {
         let elapsed = self.marked.replace(now).map_or(Duration::MAX, |marked| now - marked);
         let bytes = position - self.mark;
         // The first was not the last.
         let are_several = last > self.mark;
         self.mark = position;
-        let stay_away = if self.is_trial {
+        let stay_away = if self.until.is_some() {
+            // It has come back too early to tell.
+            false
+        } else if self.is_trial {
             let is_stream = are_several && bytes >= BYTES.min(MESSAGES * (position - last));
             self.window = if is_stream { FIRST_WINDOW } else { (self.window * 2).min(LAST_WINDOW) };
             is_stream
@@ -81,6 +73,7 @@ impl Pace {
         };
         self.until = stay_away.then(|| now + AWAY);
         self.is_trial = stay_away;
+        stay_away
     }
 }
 
@@ -107,10 +100,9 @@ mod tests {
         fn catches_up(&mut self, bytes: u64, nanoseconds: u64, last: u64) -> bool {
             self.position += bytes;
             self.now += Duration::from_nanos(nanoseconds);
-            if self.pace.is_due(self.position) {
-                self.pace.consider(self.position, self.position - last, self.now);
-            }
-            self.pace.until.is_some()
+            // If it was away, its time has passed.
+            self.pace.until = None;
+            self.pace.is_due(self.position) && self.pace.consider(self.position, self.position - last, self.now)
         }
     }
 

@@ -173,6 +173,8 @@ pub struct Subscription {
     empty: u32,
     /// Images that have ended and are not read to their end.
     ending: usize,
+    /// There may be an image to stay away from.
+    away: bool,
     /// An error that comes after messages that were delivered.
     pending: Option<PollError>,
     events: VecDeque<ImageEvent>,
@@ -275,11 +277,11 @@ impl Image {
         }
     }
 
-    /// All there was has been read.
+    /// All there was has been read. Whether it is time to stay away.
     #[inline]
-    fn caught_up(&mut self, own: &PartyLine) {
+    fn caught_up(&mut self, own: &PartyLine) -> bool {
         self.release(own, true);
-        self.pace.caught_up(self.consumer.position(), self.last);
+        self.pace.caught_up(self.consumer.position(), self.last)
     }
 }
 
@@ -368,6 +370,7 @@ impl Subscription {
             seen: NO_NEWS,
             empty: 0,
             ending: 0,
+            away: false,
             pending: None,
             events: VecDeque::new(),
             fresh_events: false,
@@ -439,7 +442,9 @@ impl Subscription {
         event
     }
 
-    /// Hands up to `limit` messages to `handler`. Returns how many there were. Never waits.
+    /// Hands up to `limit` messages to `handler`. Returns how many there were. Never waits for messages; but if this subscription spins
+    /// ([`Idle::BusySpin`], [`Idle::Adaptive`]) and has caught up with a stream of millions of messages a second, it leaves the publisher alone for some
+    /// microseconds before it looks again, as both are faster then.
     ///
     /// # Errors
     ///
@@ -455,7 +460,7 @@ impl Subscription {
         )
     }
 
-    /// Hands up to `limit` messages to `handler`, which says after each how to go on. Returns how many it has taken. Never waits.
+    /// Hands up to `limit` messages to `handler`, which says after each how to go on. Returns how many it has taken. Waits as little as [`poll`](Self::poll).
     ///
     /// # Errors
     ///
@@ -467,6 +472,9 @@ impl Subscription {
         }
         let mut taken = 0;
         let mut stopped = false;
+        if self.away {
+            self.stay_away();
+        }
         if self.endpoint.has_news(self.seen) {
             self.catch_up();
         }
@@ -485,7 +493,7 @@ impl Subscription {
                         let frame = match image.read() {
                             Ok(Some(frame)) => frame,
                             Ok(None) => {
-                                image.caught_up(own);
+                                self.away |= image.caught_up(own);
                                 break;
                             }
                             Err(error) => {
@@ -606,7 +614,7 @@ impl Subscription {
         }
     }
 
-    /// The next message, if there is one. Never waits.
+    /// The next message, if there is one. Waits as little as [`poll`](Self::poll).
     ///
     /// # Errors
     ///
@@ -671,6 +679,9 @@ impl Subscription {
         if let Some(error) = self.pending.take() {
             return Err(error);
         }
+        if self.away {
+            self.stay_away();
+        }
         if self.endpoint.has_news(self.seen) {
             self.catch_up();
         }
@@ -689,7 +700,7 @@ impl Subscription {
                     let image = &mut images[self.turn];
                     image.release(own, false);
                     match image.read() {
-                        Ok(None) => image.caught_up(own),
+                        Ok(None) => self.away |= image.caught_up(own),
                         Ok(Some(frame)) => {
                             image.advance(&frame);
                             outcome = Ok(Some(Found { index: self.turn, frame }));
@@ -726,7 +737,7 @@ impl Subscription {
     /// Looks for the next message for some microseconds, with as little as can be between its coming and the return.
     fn spin_for_next(&mut self) -> Result<Option<Found>, PollError> {
         const GLANCES: u32 = 256;
-        if !self.idler.is_spinning() || self.bell.is_used() || self.stays_away() {
+        if !self.idler.is_spinning() || self.bell.is_used() || self.away {
             return Ok(None);
         }
         let Source::Images(images) = &mut self.source else { return Ok(None) };
@@ -925,12 +936,18 @@ impl Subscription {
             }
     }
 
-    /// Whether there is an image to stay away from.
-    fn stays_away(&mut self) -> bool {
-        match &mut self.source {
-            Source::Images(images) => images.iter_mut().any(|image| image.pace.is_away()),
-            Source::Mpsc(_) => false,
+    /// Spins for some microseconds at most, while there is nothing but images to stay away from; see [`pace`](super::pace). Not for who would rather give the core
+    /// away, or has other things to look after.
+    #[cold]
+    fn stay_away(&mut self) {
+        while self.away && self.idler.is_spinning() && !self.bell.is_used() && !self.glance() {
+            std::hint::spin_loop();
+            self.away = match &mut self.source {
+                Source::Images(images) => images.iter_mut().any(|image| image.pace.is_away()),
+                Source::Mpsc(_) => false,
+            };
         }
+        self.away = false;
     }
 
     /// What there is, if anything.
@@ -960,9 +977,8 @@ impl Subscription {
             // The next poll finds out the same and says so.
             return Ready::Messages;
         }
-        // A moment only, and not in sleep: it is not known whether anybody would wake us.
-        while self.stays_away() && !self.glance() {
-            std::hint::spin_loop();
+        if self.away {
+            self.stay_away();
         }
         const GLANCES: u32 = 32;
         let ready = loop {
