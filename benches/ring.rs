@@ -214,7 +214,7 @@ fn table(header: &[&str]) -> Table {
 
 fn serve(place: &Place) -> Result<(), Box<dyn Error>> {
     let client = Client::builder().address(place.driver.clone()).connect()?;
-    let mut raw = Raw::new(&place.memory)?;
+    let mut raw = Raw::new(&place.memory, false)?;
     let mut pairs = IDLES.iter().map(|(_, idle)| Pair::open(&client, place.end, *idle)).collect::<Result<Vec<_>, _>>()?;
     let candidates = candidates();
     harness::serve(|slice, length| {

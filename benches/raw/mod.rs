@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use memmap2::MmapRaw;
+use memmap2::{MmapOptions, MmapRaw};
 
 use crate::PATTERN;
 use crate::harness::End;
@@ -50,6 +50,8 @@ pub trait Stopwatch {
 /// The memory that both ends share, and how far each game has counted.
 pub struct Raw {
     memory: MmapRaw,
+    /// The same memory, through which what the other end writes is read.
+    reading: MmapRaw,
     counts: [u64; 2 * GAMES],
 }
 
@@ -65,22 +67,24 @@ pub struct Game {
 }
 
 impl Raw {
-    /// Maps the memory.
-    pub fn new(memory: &File) -> io::Result<Self> {
+    /// Maps the memory. `read_only`: what the other end writes is mapped read-only here, as between processes that do not trust each other. That makes a difference
+    /// where a processor hands a line that is read over together with the right to write it, if the page can be written.
+    pub fn new(memory: &File, read_only: bool) -> io::Result<Self> {
         assert_eq!(memory.metadata()?.len(), MEMORY);
-        Ok(Self { memory: MmapRaw::map_raw(memory)?, counts: [0; 2 * GAMES] })
+        let reading = if read_only { MmapOptions::new().map_raw_read_only(memory)? } else { MmapRaw::map_raw(memory)? };
+        Ok(Self { memory: MmapRaw::map_raw(memory)?, reading, counts: [0; 2 * GAMES] })
     }
 
-    fn words(&self, line: usize) -> *mut u64 {
+    fn words(&self, mapping: &MmapRaw, line: usize) -> *mut u64 {
         assert!(line < ALL_LINES);
         // SAFETY: mapped, and page-aligned.
-        unsafe { self.memory.as_mut_ptr().add(line * LINE).cast() }
+        unsafe { mapping.as_mut_ptr().add(line * LINE).cast() }
     }
 
     /// The last word of a line.
-    fn number(&self, line: usize) -> &AtomicU64 {
-        // SAFETY: mapped as long as `self`, and aligned; used as an atomic only, by both processes.
-        unsafe { AtomicU64::from_ptr(self.words(line).add(WORDS - 1)) }
+    fn number<'a>(&self, mapping: &'a MmapRaw, line: usize) -> &'a AtomicU64 {
+        // SAFETY: mapped as long as `self`, and aligned; used as an atomic only, by both processes, and only to load what is read only.
+        unsafe { AtomicU64::from_ptr(self.words(mapping, line).add(WORDS - 1)) }
     }
 
     /// Writes a message.
@@ -92,12 +96,12 @@ impl Raw {
     unsafe fn send<const LINES: usize>(&self, line: usize, number: u64) {
         // SAFETY: lines that are ours at the moment, but for the last word.
         unsafe {
-            let words = self.words(line);
+            let words = self.words(&self.memory, line);
             words.copy_from_nonoverlapping(SOURCE.as_ptr(), LINES * WORDS - 1);
             words.write(number);
         }
         // Pairs with the Acquire load in `receive`: who sees the number sees the message.
-        self.number(line + LINES - 1).store(number, Ordering::Release);
+        self.number(&self.memory, line + LINES - 1).store(number, Ordering::Release);
     }
 
     /// Waits for a message and reads it; says whether it is the last.
@@ -109,7 +113,7 @@ impl Raw {
     unsafe fn receive<const LINES: usize>(&self, line: usize, number: u64, wrong: &mut bool) -> bool {
         let found = self.wait(line + LINES - 1, number);
         // SAFETY: written before the number, and not again until we say so.
-        let words = unsafe { std::slice::from_raw_parts(self.words(line), LINES * WORDS - 1) };
+        let words = unsafe { std::slice::from_raw_parts(self.words(&self.reading, line), LINES * WORDS - 1) };
         let sum = words.iter().fold(0u64, |sum, word| sum.wrapping_add(*word));
         *wrong |= sum != found.wrapping_add(PATTERN.wrapping_mul((LINES * WORDS - 2) as u64));
         found & LAST != 0
@@ -119,7 +123,7 @@ impl Raw {
     fn wait(&self, line: usize, number: u64) -> u64 {
         loop {
             // Pairs with the Release store in `send`.
-            let found = self.number(line).load(Ordering::Acquire);
+            let found = self.number(&self.reading, line).load(Ordering::Acquire);
             if found & !LAST == number {
                 return found;
             }
@@ -192,7 +196,7 @@ impl Raw {
         let before = self.counts[GAMES + game.index];
         let mut count = before;
         let line = |count: u64| game.index * STREAM_LINES + (count % messages) as usize * LINES;
-        let read_position = self.number(READ_POSITION + game.index);
+        let read_position = |mapping| self.number(mapping, READ_POSITION + game.index);
         let mut wrong = false;
         let mut last = false;
         let mut nanoseconds = 0.0;
@@ -204,7 +208,7 @@ impl Raw {
                 while !last {
                     while count == limit {
                         // Pairs with the Release store below: what we overwrite has been read.
-                        limit = read_position.load(Ordering::Acquire) + messages;
+                        limit = read_position(&self.reading).load(Ordering::Acquire) + messages;
                         core::hint::spin_loop();
                     }
                     // Only at the end of a step: that is where the reader looks.
@@ -226,7 +230,7 @@ impl Raw {
                         count += 1;
                     }
                     // Pairs with the Acquire load above: our reads are done.
-                    read_position.store(count, Ordering::Release);
+                    read_position(&self.memory).store(count, Ordering::Release);
                 }
                 nanoseconds = started.elapsed().as_nanos() as f64 / (count - before) as f64;
             }

@@ -145,7 +145,7 @@ pub struct Properties {
     pub kind: Option<Kind>,
     /// See [`Overflow`]; default `block`.
     pub overflow: Option<Overflow>,
-    /// Bytes of data in a ring: a power of two from a page to 4 GiB; default 1 MiB.
+    /// Bytes of data in a ring: a power of two from a page to 4 GiB; default 4 MiB.
     pub capacity: Option<u64>,
     /// See [`Access`]; default nobody but the creator's uid.
     pub access: Option<Access>,
@@ -181,7 +181,7 @@ pub struct ChannelSpec {
 }
 
 /// Default of [`Properties::capacity`].
-pub const DEFAULT_CAPACITY: u64 = 1 << 20;
+pub const DEFAULT_CAPACITY: u64 = 4 << 20;
 /// Most bytes of data in a ring.
 pub const MAX_CAPACITY: u64 = 4 << 30;
 

@@ -39,8 +39,8 @@ pub struct Candidate {
 /// A transport and how it is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
-    /// Bare cache lines: so many a message.
-    Lines(usize),
+    /// Bare cache lines: so many a message. `true`: each end maps what the other writes read-only.
+    Lines(usize, bool),
     /// A payload and a futex.
     Futex,
     /// ringbus.
@@ -67,7 +67,8 @@ impl Peer {
     /// What is to be known about how it is set up.
     pub fn configuration(self) -> &'static str {
         match self {
-            Self::Lines(_) => {
+            Self::Lines(_, true) => "the same, but what the other end writes is mapped read-only, as ringbus has it",
+            Self::Lines(_, false) => {
                 "cache lines of a shared file, written in full, the number in the last word of a message; streams: a ring of 4 MiB"
             }
             Self::Futex => "payload and a word in a shared file, a wake call after each message, a wait call before each",
@@ -111,7 +112,7 @@ impl Peer {
             Self::Rtrb => "rtrb",
             Self::Crossbeam => "crossbeam-queue",
             Self::Disruptor => "disruptor",
-            Self::Lines(_) | Self::Futex | Self::Kernel(..) => return None,
+            Self::Lines(..) | Self::Futex | Self::Kernel(..) => return None,
         })
     }
 
@@ -167,7 +168,7 @@ pub fn groups() -> Vec<Group> {
         // The payload, and a word for the number.
         let lines = (bytes + 8_usize).div_ceil(LINE);
         let mut group = group(format!("round trip, {}", size(bytes)), Work::RoundTrip, bytes, Some(lines * LINE));
-        group.add(&[("raw lines", Peer::Lines(lines))]);
+        group.add(&[("raw lines", Peer::Lines(lines, false)), ("raw lines, read-only", Peer::Lines(lines, true))]);
         for part in [&RINGS[..], &AERON_OFFERS, &AERON_CLAIMS, &OTHERS, &THREADS] {
             group.add(part);
         }
@@ -178,7 +179,7 @@ pub fn groups() -> Vec<Group> {
     }
     for (bytes, lines) in [(32, 1), (64, 1), (1 << 10, 16), (16 << 10, 256), (64 << 10, 256), (1 << 20, 256)] {
         let mut group = group(format!("one way, {}", size(bytes)), Work::Stream, bytes, Some(lines * LINE));
-        group.add(&[("raw lines", Peer::Lines(lines))]);
+        group.add(&[("raw lines", Peer::Lines(lines, false)), ("raw lines, read-only", Peer::Lines(lines, true))]);
         group.add(&RINGS);
         group.add(&[("ringbus, batch", BATCH)]);
         group.add(&AERON_OFFERS);
@@ -192,7 +193,7 @@ pub fn groups() -> Vec<Group> {
         all.push(group);
     }
     let mut producers = group("two producers, 32 B".into(), Work::TwoProducers, 32, Some(LINE));
-    producers.add(&[("raw lines, one producer", Peer::Lines(1))]);
+    producers.add(&[("raw lines, one producer", Peer::Lines(1, false))]);
     producers.add(&[("ringbus mpsc, offer", OFFER), ("ringbus mpsc, claim", CLAIM)]);
     producers.add(&AERON_OFFERS);
     producers.add(&AERON_CLAIMS);
@@ -250,8 +251,8 @@ fn size(bytes: usize) -> String {
 /// What an end does.
 pub fn play(group: &Group, peer: Peer, order: &Order) -> Outcome<Measured> {
     match (peer, group.work) {
-        (Peer::Lines(lines), Work::RoundTrip) => lines::ping_pong(lines, order),
-        (Peer::Lines(lines), _) => lines::stream(lines, order),
+        (Peer::Lines(lines, read_only), Work::RoundTrip) => lines::ping_pong(lines, read_only, order),
+        (Peer::Lines(lines, read_only), _) => lines::stream(lines, read_only, order),
         (Peer::Futex, _) => between_processes(&futex::Futex(order.directory.clone()), group, order),
         (Peer::Ring(idle, way), work) => {
             let kind = if work == Work::TwoProducers { Kind::Mpsc } else { Kind::Broadcast };

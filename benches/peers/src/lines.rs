@@ -10,8 +10,8 @@ use crate::raw::{Game, MEMORY, Raw};
 use crate::workload::Each;
 
 /// A message of so many lines there, then one back on other lines.
-pub fn ping_pong(lines: usize, order: &Order) -> Outcome<Measured> {
-    let mut raw = map(order)?;
+pub fn ping_pong(lines: usize, read_only: bool, order: &Order) -> Outcome<Measured> {
+    let mut raw = map(order, read_only)?;
     let mut slice = |length| raw.ping_pong(game(lines), order.end, Each(length));
     slice(order.warm)?;
     let (messages, values) = slice(order.length)?;
@@ -19,8 +19,8 @@ pub fn ping_pong(lines: usize, order: &Order) -> Outcome<Measured> {
 }
 
 /// Messages of so many lines, one way.
-pub fn stream(lines: usize, order: &Order) -> Outcome<Measured> {
-    let mut raw = map(order)?;
+pub fn stream(lines: usize, read_only: bool, order: &Order) -> Outcome<Measured> {
+    let mut raw = map(order, read_only)?;
     let mut slice = |length| raw.stream(game(lines), order.end, length);
     slice(order.warm)?;
     let (messages, nanoseconds) = slice(order.length)?;
@@ -32,10 +32,10 @@ fn game(lines: usize) -> Game {
 }
 
 /// Both ends make the file if it is not there yet.
-fn map(order: &Order) -> Outcome<Raw> {
+fn map(order: &Order, read_only: bool) -> Outcome<Raw> {
     let path = order.directory.join("lines");
     let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
     let file = file.map_err(|error| format!("cannot open {}: {error}", path.display()))?;
     file.set_len(MEMORY)?;
-    Ok(Raw::new(&file)?)
+    Ok(Raw::new(&file, read_only)?)
 }
