@@ -734,14 +734,14 @@ impl Subscription {
         }
     }
 
-    /// Looks for the next message for some microseconds, with as little as can be between its coming and the return.
+    /// Looks for the next message for a few microseconds, with as little as can be between its coming and the return.
     fn spin_for_next(&mut self) -> Result<Option<Found>, PollError> {
-        const GLANCES: u32 = 256;
+        const LOOKS: usize = 256;
         if !self.idler.is_spinning() || self.bell.is_used() || self.away {
             return Ok(None);
         }
         let Source::Images(images) = &mut self.source else { return Ok(None) };
-        for _ in 0..GLANCES {
+        for _ in 0..LOOKS / images.len().max(1) {
             std::hint::spin_loop();
             if self.endpoint.has_news(self.seen) {
                 break;

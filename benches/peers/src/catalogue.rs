@@ -72,13 +72,9 @@ impl Peer {
                 "cache lines of a shared file, written in full, the number in the last word of a message; streams: a ring of 4 MiB"
             }
             Self::Futex => "payload and a word in a shared file, a wake call after each message, a wait call before each",
-            Self::Ring(Idle::BusySpin, _) => {
-                "ring of 4 MiB, both ends spin, driver as its own process"
-            }
+            Self::Ring(Idle::BusySpin, _) => "ring of 4 MiB, both ends spin, driver as its own process",
             Self::Ring(Idle::Parking, _) => "ring of 4 MiB, both ends sleep at once, driver as its own process",
-            Self::Ring(..) => {
-                "ring of 4 MiB, both ends wait as by default: spin, then sleep, driver as its own process"
-            }
+            Self::Ring(..) => "ring of 4 MiB, both ends wait as by default: spin, then sleep, driver as its own process",
             Self::Aeron(Setup::Large, _) => {
                 "aeron:ipc, terms of 64 MiB (its default), MTU 65504, clients spin, driver SHARED with back-off as its own process"
             }

@@ -148,7 +148,10 @@ fn measure(arguments: &Arguments) -> Outcome<()> {
     println!("{}; a reading of the clock takes {:.0} ns.", machine(), clock());
 
     let regime = Regime::find([left, right])?;
-    println!("Two lines from one core to the other and back usually take {:.0} ns; what is measured counts while that is so.", regime.usual());
+    println!(
+        "Two lines from one core to the other and back usually take {:.0} ns; what is measured counts while that is so.",
+        regime.usual()
+    );
 
     let mut results = Results::new(wanted.len());
     let mut unusual = 0;
@@ -170,7 +173,10 @@ fn measure(arguments: &Arguments) -> Outcome<()> {
     std::fs::create_dir_all(&arguments.out).map_err(|error| format!("cannot create {}: {error}", arguments.out.display()))?;
     report::write(&groups, &results, &arguments.out)?;
     plot::write(&groups, &results, &arguments.out)?;
-    println!("{unusual} of {} slices were measured while the exchange of two lines took another time than usual.", rounds * count);
+    println!(
+        "{unusual} of {} slices were measured while the exchange of two lines took another time than usual.",
+        rounds * count
+    );
     println!("Plots and all figures are in {}.", arguments.out.display());
     match results.failures() {
         0 => Ok(()),
