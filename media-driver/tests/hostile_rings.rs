@@ -463,6 +463,46 @@ fn the_producer_of_a_blocking_ring_survives_its_readers_and_waits_for_the_honest
 
 // ---- What was wrong once ----
 
+/// What a producer zeroes ahead ends at the limit, which comes from such positions: half a header was zeroed, and taken for zero.
+#[test]
+fn a_position_within_a_word_is_a_lie() {
+    let size = size_of::<SingleControl>();
+    let fd = memory(size);
+    let mapped = Mapped::new(&fd, size, ProtFlags::READ | ProtFlags::WRITE);
+    let line = ImageLine::default();
+    // SAFETY: mapped, or owned here, beyond the last use; the slot is below the limit.
+    let mut producer = unsafe {
+        let mut producer = single::Producer::new(mapped.control(), mapped.region(), Overwrite::Never);
+        producer.add_reader(LINK, SLOT, NonNull::from(&line));
+        producer
+    };
+    while producer.offer(0, &[7; 8]).is_ok() {}
+    line.position.store(65, Ordering::Relaxed);
+    line.link.store(LINK, Ordering::Release);
+    assert_eq!((producer.offer(0, &[7; 8]), producer.take_liar()), (Err(ClaimError::NotConnected), Some(LINK)));
+}
+
+/// Such an image had no end: it was read as if it had begun.
+#[test]
+fn an_impossible_start_is_corrupt_also_behind_the_end() {
+    for overwrite in [Overwrite::Never, Overwrite::Oldest] {
+        let size = size_of::<SingleControl>();
+        let fd = memory(size);
+        let mapped = Mapped::new(&fd, size, ProtFlags::READ | ProtFlags::WRITE);
+        // SAFETY: mapped beyond the last use.
+        let entry = unsafe { &mapped.control::<SingleControl>().as_ref().joins[SLOT] };
+        entry.position.store(4, Ordering::Relaxed);
+        entry.link.store(LINK, Ordering::Release);
+        let line = ImageLine::default();
+        // SAFETY: mapped, or owned here, beyond the last use; the slot is below the limit.
+        let mut consumer =
+            unsafe { single::Consumer::new(mapped.control(), mapped.region(), NonNull::from(&line), LINK, SLOT, overwrite) };
+        consumer.producer_gone();
+        assert!(consumer.ready(), "there is an error to be had");
+        assert!(matches!(consumer.read(), Err(ReadError::Corrupt { position: 4, .. })), "{overwrite:?}");
+    }
+}
+
 /// A lossy ring whose publisher says that a number near the end of numbers was sent already.
 #[test]
 fn a_message_count_at_its_end_wraps() {

@@ -38,8 +38,8 @@ impl Pace {
     }
 
     /// Whether to stay away, still.
-    pub(super) fn is_away(&mut self) -> bool {
-        self.until = self.until.filter(|until| Instant::now() < *until);
+    pub(super) fn is_away(&mut self, now: Instant) -> bool {
+        self.until = self.until.filter(|until| now < *until);
         self.until.is_some()
     }
 
@@ -61,11 +61,11 @@ impl Pace {
         // The first was not the last.
         let are_several = last > self.mark;
         self.mark = position;
-        let stay_away = if self.until.is_some() {
+        let stay_away = if self.is_away(now) {
             // It has come back too early to tell.
             false
         } else if self.is_trial {
-            let is_stream = are_several && bytes >= BYTES.min(MESSAGES * (position - last));
+            let is_stream = are_several && bytes >= BYTES.min(MESSAGES.saturating_mul(position - last));
             self.window = if is_stream { FIRST_WINDOW } else { (self.window * 2).min(LAST_WINDOW) };
             is_stream
         } else {
@@ -86,11 +86,13 @@ mod tests {
         pace: Pace,
         position: u64,
         now: Instant,
+        /// It does not wait until its time away has passed.
+        is_early: bool,
     }
 
     impl Reader {
         fn new() -> Self {
-            let mut reader = Self { pace: Pace::new(), position: 0, now: Instant::now() };
+            let mut reader = Self { pace: Pace::new(), position: 0, now: Instant::now(), is_early: false };
             // At first it does not know any rate.
             assert!(!reader.catches_up(FIRST_WINDOW, 1, 64));
             reader
@@ -100,8 +102,9 @@ mod tests {
         fn catches_up(&mut self, bytes: u64, nanoseconds: u64, last: u64) -> bool {
             self.position += bytes;
             self.now += Duration::from_nanos(nanoseconds);
-            // If it was away, its time has passed.
-            self.pace.until = None;
+            if let Some(until) = self.pace.until.filter(|_| !self.is_early) {
+                self.now = self.now.max(until);
+            }
             self.pace.is_due(self.position) && self.pace.consider(self.position, self.position - last, self.now)
         }
     }
@@ -117,6 +120,23 @@ mod tests {
         }
         assert!(!reader.catches_up(15 * 64, 5000, 64));
         assert!(!reader.catches_up(64, 64, 64));
+    }
+
+    #[test]
+    fn who_comes_back_too_early_has_learnt_nothing() {
+        let mut reader = Reader::new();
+        assert!(reader.catches_up(FIRST_WINDOW, FIRST_WINDOW, 64));
+        reader.is_early = true;
+        assert!(!reader.catches_up(64, 100, 64), "too early to tell");
+        assert!(reader.catches_up(FIRST_WINDOW, FIRST_WINDOW, 64), "it is tried again as soon as the first time");
+    }
+
+    /// A hostile publisher of a lossy channel can make it jump anywhere.
+    #[test]
+    fn a_jump_is_no_overflow() {
+        let mut reader = Reader::new();
+        assert!(reader.catches_up(FIRST_WINDOW, FIRST_WINDOW, 64));
+        reader.catches_up(1 << 62, 5000, 1 << 61);
     }
 
     #[test]

@@ -474,7 +474,7 @@ impl Publication {
         }
     }
 
-    /// After a commit: wakes those who sleep. All that an awake peer costs is the load of its flag.
+    /// After a commit: wakes those who sleep. All that an awake peer costs here is the load of its flag.
     #[inline(always)]
     fn wake(&mut self) {
         self.light.pass();

@@ -444,7 +444,8 @@ impl Subscription {
 
     /// Hands up to `limit` messages to `handler`. Returns how many there were. Never waits for messages; but if this subscription spins
     /// ([`Idle::BusySpin`], [`Idle::Adaptive`]) and has caught up with a stream of millions of messages a second, it leaves the publisher alone for some
-    /// microseconds before it looks again, as both are faster then.
+    /// microseconds before it looks again, as both are faster then. (Unless its fd is used. A thread that looks after other things, too, had better use the fd, or
+    /// another [`Idle`].)
     ///
     /// # Errors
     ///
@@ -737,7 +738,7 @@ impl Subscription {
     /// Looks for the next message for a few microseconds, with as little as can be between its coming and the return.
     fn spin_for_next(&mut self) -> Result<Option<Found>, PollError> {
         const LOOKS: usize = 256;
-        if !self.idler.is_spinning() || self.bell.is_used() || self.away {
+        if !self.idler.expects_soon() || self.bell.is_used() || self.away {
             return Ok(None);
         }
         let Source::Images(images) = &mut self.source else { return Ok(None) };
@@ -926,12 +927,12 @@ impl Subscription {
         self.conductor.link_done(&self.endpoint, link);
     }
 
-    /// What there is, if anything, of what can come at any moment: a glance costs a load or two an image. It stays away from images that are to be left alone.
+    /// What there is, if anything, of what can come at any moment: a glance costs a load or two an image.
     #[inline]
     fn glance(&mut self) -> bool {
         self.endpoint.has_news(self.seen)
             || match &mut self.source {
-                Source::Images(images) => images.iter_mut().any(|image| !image.pace.is_away() && image.consumer.ready()),
+                Source::Images(images) => images.iter_mut().any(|image| image.consumer.ready()),
                 Source::Mpsc(source) => source.ready(),
             }
     }
@@ -940,14 +941,26 @@ impl Subscription {
     /// away, or has other things to look after.
     #[cold]
     fn stay_away(&mut self) {
-        while self.away && self.idler.is_spinning() && !self.bell.is_used() && !self.glance() {
-            std::hint::spin_loop();
-            self.away = match &mut self.source {
-                Source::Images(images) => images.iter_mut().any(|image| image.pace.is_away()),
-                Source::Mpsc(_) => false,
-            };
-        }
         self.away = false;
+        let Source::Images(images) = &mut self.source else { return };
+        if !self.idler.is_spinning() || self.bell.is_used() {
+            return;
+        }
+        loop {
+            let now = Instant::now();
+            let (mut away, mut ready) = (false, self.endpoint.has_news(self.seen));
+            for image in images.iter_mut() {
+                if image.pace.is_away(now) {
+                    away = true;
+                } else {
+                    ready |= image.consumer.ready();
+                }
+            }
+            if !away || ready {
+                return;
+            }
+            std::hint::spin_loop();
+        }
     }
 
     /// What there is, if anything.

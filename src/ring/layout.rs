@@ -10,7 +10,7 @@ use super::atomic::{AtomicU32, AtomicU64, Ordering};
 pub const MAGIC: u64 = u64::from_le_bytes(*b"ringbus\0");
 
 /// Version of everything in this file. Regions of another version are refused.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Most links of one publication (slots of its join table) and of one subscription (lines of its page).
 #[cfg(not(loom))]

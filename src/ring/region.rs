@@ -83,7 +83,7 @@ impl Region {
     /// The caller alone may write there, and `length` is at most `capacity`.
     #[inline]
     pub(super) unsafe fn zero(&self, position: u64, length: u64) {
-        debug_assert!(length <= self.capacity());
+        debug_assert!(length <= self.capacity() && position.is_multiple_of(8) && length.is_multiple_of(8));
         // SAFETY: `capacity` bytes are mapped behind `at`, and the caller owns these.
         unsafe { core::ptr::write_bytes(self.at(position), 0, length as usize) }
     }

@@ -236,7 +236,8 @@ impl Producer {
             // Pairs with the Release stores in `Consumer::join` (the line is ours) and `Consumer::publish_position` (its reads are done).
             if line.link.load(Ordering::Acquire) == reader.link {
                 let position = line.position.load(Ordering::Acquire);
-                if position < reader.position || position > tail {
+                // What is zeroed ahead ends at the limit, which must not lie within a word.
+                if position < reader.position || position > tail || !position.is_multiple_of(8) {
                     liars.push(reader.link);
                     return false;
                 }
@@ -499,10 +500,10 @@ impl Consumer {
             return 0;
         }
         // It says now and then where its tail is; as many frames may have followed as fit into what it keeps zeroed.
-        const MOST: u64 = (2 * SMALL + LARGEST_ZEROED) / HEADER_LENGTH;
-        let mut tail =
-            self.control().tail.tail.load(Ordering::Relaxed).min(u64::MAX / 2).max(self.position) & !(HEADER_LENGTH - 1);
-        for _ in 0..MOST {
+        const MOST: u64 = 2 * SMALL + LARGEST_ZEROED;
+        let told = self.control().tail.tail.load(Ordering::Relaxed).min(u64::MAX / 2).max(self.position) & !(HEADER_LENGTH - 1);
+        let mut tail = told;
+        while tail - told < MOST {
             let word = self.region.header(tail).load(Ordering::Relaxed);
             let Decoded::Message { length, .. } = frame::decode(word, self.max_payload) else { break };
             tail = next_position(tail, u64::from(length));
@@ -552,7 +553,9 @@ impl Consumer {
             let oldest = line.slots[(number & 1) as usize].position.load(Ordering::Relaxed);
             oldest.min(u64::MAX / 2).max(self.position)
         } else {
-            self.plain_end = self.position + capacity;
+            if self.joined {
+                self.plain_end = self.position + capacity;
+            }
             self.position
         };
         self.end = from + capacity;

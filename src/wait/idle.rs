@@ -117,7 +117,12 @@ impl Idler {
         self.is_spinning()
     }
 
-    /// The same before the wait has begun.
+    /// Whether it pays to spin for some microseconds before anything else is looked after, the clock above all.
+    pub(crate) fn expects_soon(&self) -> bool {
+        self.is_spinning() && (self.strategy == Idle::BusySpin || self.budget > SHORTEST_SPIN)
+    }
+
+    /// The same as [`spins`](Self::spins), before the wait has begun.
     pub(crate) fn is_spinning(&self) -> bool {
         match self.strategy {
             Idle::BusySpin => true,
