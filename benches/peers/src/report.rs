@@ -7,7 +7,7 @@ use std::path::Path;
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 
 use crate::Outcome;
-use crate::catalogue::{Candidate, Group};
+use crate::catalogue::{Candidate, Group, Peer};
 use crate::workload::Work;
 
 /// By candidate and round: what the slice has measured, unless it failed.
@@ -120,12 +120,17 @@ impl Row<'_> {
         let of_times = results.ratio(self.index, other, value)?;
         Some(match (self.group.work, self.group.limit) {
             // In bytes: a message of the limit is not as long as one of the candidate.
-            (Work::Stream | Work::TwoProducers, Some(bytes)) if Some(other) == self.limit && other != self.index => {
-                of_times.dividing(self.group.bytes as f64 / bytes as f64)
+            (Work::Stream | Work::TwoProducers, Some(bytes)) if Some(other) == self.limit => {
+                of_times.dividing(self.bytes() as f64 / bytes as f64)
             }
             (Work::Stream | Work::TwoProducers, _) => of_times.dividing(1.0),
             _ => of_times,
         })
+    }
+
+    /// Bytes of a message. Bare lines count as a whole.
+    fn bytes(&self) -> usize {
+        if matches!(self.candidate.peer, Peer::Lines(..)) { self.group.limit } else { None }.unwrap_or(self.group.bytes)
     }
 
     fn cells(&self, results: &Results) -> Vec<String> {
@@ -140,8 +145,7 @@ impl Row<'_> {
                 }
             }
             Work::Stream | Work::TwoProducers => {
-                let bytes = if Some(self.index) == self.limit { self.group.limit } else { None }.unwrap_or(self.group.bytes);
-                cells.extend([format!("{:.3}", 1e3 / middle(0)), format!("{:.2}", bytes as f64 / middle(0))]);
+                cells.extend([format!("{:.3}", 1e3 / middle(0)), format!("{:.2}", self.bytes() as f64 / middle(0))]);
                 cells.extend([self.limit, self.aeron].into_iter().flatten().map(|other| ratio(other, 0)));
             }
             Work::Memory => cells.extend([0, 1].map(|value| format!("{:.1}", middle(value) / 1024.0))),
