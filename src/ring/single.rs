@@ -186,8 +186,8 @@ impl Producer {
         self.liars.pop()
     }
 
-    /// Claims room for a payload of `length` bytes, which [`write`](Self::write) and [`payload`](Self::payload) then reach. A claim that is not committed is simply
-    /// forgotten by the next one: that is all an abort is.
+    /// Claims room for a payload of `length` bytes, which [`write`](Self::write) and [`payload`](Self::payload) then reach. A claim that is not committed is
+    /// forgotten by the next one, as if it had been [aborted](Self::abort).
     #[inline]
     pub fn claim(&mut self, length: usize) -> Result<(), ClaimError> {
         let end = self.end_of(length)?;
@@ -379,6 +379,7 @@ impl Producer {
     fn zero_for_large(&mut self, frame: u64) {
         // One that waits has told of all but the last, or will do so when it looks again.
         let waits_from = self.tail.saturating_sub(3 * frame);
+        // Relaxed, and not asked whose position it is: it only decides how much is zeroed, never how far one may go.
         // SAFETY: mapped until the reader is removed (contract of `add_reader`).
         let position = |reader: &Reader| unsafe { reader.line.as_ref() }.position.load(Ordering::Relaxed);
         let is_awaited = frame <= LARGEST_ZEROED && self.readers.iter().any(|reader| position(reader) >= waits_from);
@@ -499,7 +500,8 @@ impl Consumer {
         if !self.joined {
             return 0;
         }
-        // It says now and then where its tail is; as many frames may have followed as fit into what it keeps zeroed.
+        // It says now and then where its tail is; as many frames may have followed as fit into what it keeps zeroed. Relaxed: nothing is read but headers, and
+        // one that is too old or too new makes the number wrong by no more than that.
         const MOST: u64 = 2 * SMALL + LARGEST_ZEROED;
         let told = self.control().tail.tail.load(Ordering::Relaxed).min(u64::MAX / 2).max(self.position) & !(HEADER_LENGTH - 1);
         let mut tail = told;

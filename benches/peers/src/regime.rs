@@ -30,6 +30,7 @@ impl Regime {
         let mut probes = Vec::new();
         for _ in 0..PROBES {
             probes.push(exchange(cores)?);
+            // What is asked is how it is over a time; there is no event to wait for.
             std::thread::sleep(PAUSE);
         }
         let alike = |probe: &f64| probes.iter().filter(|other| is_alike(**other, *probe)).count();
@@ -52,6 +53,7 @@ impl Regime {
         loop {
             let began = self.holds()?;
             if !began && Instant::now() < deadline {
+                // Nobody tells when the hypervisor moves a core.
                 std::thread::sleep(PAUSE);
                 continue;
             }
