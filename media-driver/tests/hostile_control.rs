@@ -61,19 +61,25 @@ fn echo(mut role: Role) {
     role.hear();
 }
 
-/// Sends numbers to and fro, and opens and closes publications and looks around in between, until told to stop. Says how many rounds it made, and how many
-/// microseconds the longest round and the longest talk with the driver took.
+/// Sends numbers to and fro, and opens and closes publications and looks around in between, from when it is told to until told to stop. Says how many rounds
+/// it made, and how many microseconds the longest round and the longest talk with the driver took.
 fn neighbour(mut role: Role) {
     let client = role.client();
     let mut there = client.channel("there").kind(Kind::Spsc).capacity(SMALLEST).publication().expect("a publication");
     let mut back = client.channel("back").kind(Kind::Spsc).capacity(SMALLEST).subscription().expect("a subscription");
     connect(&mut there, 1);
+    let mut round = |number: u64| {
+        there.offer_until(0, &number.to_le_bytes(), in_time()).expect("room");
+        assert_eq!(back.recv_until(in_time()).expect("the answer").payload(), number.to_le_bytes());
+    };
+    // From then on the driver has nothing more to do for the two, before one of them asks for something.
+    round(0);
     role.say("ready");
+    role.hear();
     let (mut rounds, mut longest, mut longest_talk) = (0u64, Duration::ZERO, Duration::ZERO);
     while !readable(std::io::stdin(), Duration::from_millis(1)) {
         let began = Instant::now();
-        there.offer_until(0, &rounds.to_le_bytes(), in_time()).expect("room");
-        assert_eq!(back.recv_until(in_time()).expect("the answer").payload(), rounds.to_le_bytes());
+        round(rounds);
         longest = longest.max(began.elapsed());
         rounds += 1;
         if rounds.is_multiple_of(20) {
@@ -116,10 +122,11 @@ impl Scene {
         // Some tests have hundreds of publications in this process.
         limit(libc::RLIMIT_NOFILE, MANY_FILES);
         let driver = DriverProcess::launch_with(0, MANY_FILES);
-        let parties = ["echo", "neighbour"].map(|role| Party::start(role, &driver.address, &[])).into();
+        let parties: Vec<Party> = ["echo", "neighbour"].map(|role| Party::start(role, &driver.address, &[])).into();
         let mut scene = Self { client: driver.connect(), driver, parties, before: Census { fds: 0, threads: 0, entries: 4 } };
         scene.parties.iter().for_each(|party| party.expect("ready"));
         scene.before = scene.census();
+        scene.parties[1].tell("go");
         scene
     }
 
