@@ -3,7 +3,7 @@
 use ringbus::{Idle, Kind};
 
 use crate::aeron::{self, Setup};
-use crate::harness::{Cast, Measured, Order};
+use crate::harness::{Cast, Company, Measured, Order};
 use crate::iceoryx::Iceoryx;
 use crate::ipc::IpcChannel;
 use crate::kernel::{Kernel, Mechanism};
@@ -22,8 +22,8 @@ pub struct Group {
     pub bytes: usize,
     /// Bytes of a message of the limit, if the first candidate is the limit.
     pub limit: Option<usize>,
-    /// Whether cores are kept from halting.
-    awake: bool,
+    /// Who else runs on the cores.
+    company: Company,
     /// How many candidates.
     pub candidates: Vec<Candidate>,
 }
@@ -150,6 +150,16 @@ const SLEEPERS: [(&str, Peer); 5] = [
     ("unix seqpacket", Peer::Kernel(Mechanism::UnixSeqpacket, true)),
 ];
 
+/// With somebody else who wants each core, a pipe is what one has to be as good as.
+const CROWDED: [(&str, Peer); 6] = [
+    ("pipe", Peer::Kernel(Mechanism::Pipe, true)),
+    ("unix seqpacket", Peer::Kernel(Mechanism::UnixSeqpacket, true)),
+    ("ringbus, default idle", DEFAULT),
+    ("ringbus, spinning", OFFER),
+    ("iceoryx2, listener", Peer::Iceoryx(true)),
+    ("shaq", Peer::Shaq),
+];
+
 /// Bytes of a cache line.
 const LINE: usize = crate::raw::LINE;
 /// Aeron's claims are within a fragment.
@@ -196,13 +206,21 @@ pub fn groups() -> Vec<Group> {
     all.push(producers);
 
     let mut wake_up = group("two wake-ups (round trip between sleepers), 32 B".into(), Work::RoundTrip, 32, Some(32));
-    wake_up.awake = true;
+    wake_up.company = Company::Spinners;
     wake_up.add(&SLEEPERS);
     all.push(wake_up);
 
+    for (title, work) in [("crowded: round trip, 32 B", Work::RoundTrip), ("crowded: one way, 32 B", Work::Stream)] {
+        let mut crowded = group(title.into(), work, 32, Some(32));
+        crowded.company = Company::Hogs;
+        crowded.add(&CROWDED);
+        crowded.add(&AERON_OFFERS);
+        all.push(crowded);
+    }
+
     for (title, work) in [("to create a publication", Work::Publications), ("to create a subscription", Work::Subscriptions)] {
         let mut attach = group(title.into(), work, 32, None);
-        attach.awake = true;
+        attach.company = Company::Spinners;
         attach.add(&[("ringbus", DEFAULT)]);
         attach.add(&[("Aeron 64 MiB", AERON_OFFERS[0].1), ("Aeron 1 MiB", AERON_OFFERS[1].1), ICEORYX]);
         all.push(attach);
@@ -215,7 +233,7 @@ pub fn groups() -> Vec<Group> {
 }
 
 fn group(title: String, work: Work, bytes: usize, limit: Option<usize>) -> Group {
-    Group { title, work, bytes, limit, awake: false, candidates: Vec::new() }
+    Group { title, work, bytes, limit, company: Company::Nobody, candidates: Vec::new() }
 }
 
 impl Group {
@@ -232,7 +250,7 @@ impl Group {
         };
         let in_one_process = matches!(candidate.peer, Peer::Rtrb | Peer::Crossbeam | Peer::Disruptor);
         let alone = in_one_process || matches!(self.work, Work::Publications | Work::Subscriptions);
-        Cast { candidate: index, driver, alone, awake: self.awake }
+        Cast { candidate: index, driver, alone, company: self.company }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The processes of a slice: the two ends, each pinned to a core, the driver if the transport has one, and spinners if the cores are to be kept awake.
+//! The processes of a slice: the two ends, each pinned to a core, the driver if the transport has one, and company on the cores if there is to be any.
 //!
 //! All are started for the slice and gone after it, so nobody else is there to disturb it; so is all they have in common, which is in a directory of the slice.
 
@@ -75,8 +75,19 @@ pub struct Cast {
     pub driver: Option<&'static str>,
     /// One process only: it plays both ends.
     pub alone: bool,
-    /// Keep the cores from halting, by a spinning process on each that runs only when nobody else wants to.
-    pub awake: bool,
+    /// Who else is there.
+    pub company: Company,
+}
+
+/// Who runs on the same cores besides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Company {
+    /// Nobody.
+    Nobody,
+    /// A spinning process on each core that runs only when nobody else wants to, and keeps it from halting.
+    Spinners,
+    /// A process on each core that wants all of it.
+    Hogs,
 }
 
 /// The cores this process may use.
@@ -101,8 +112,9 @@ pub fn die_with_parent() -> Outcome<()> {
 pub fn run(cast: &Cast, cores: [usize; 2], warm: Duration, length: Duration) -> Outcome<Vec<f64>> {
     let directory = Directory::create(cast.candidate)?;
     let mut spinners = Vec::new();
-    for core in cores.into_iter().filter(|_| cast.awake) {
-        spinners.push(Running::start("spin", &["--core", &core.to_string()])?);
+    for core in cores.into_iter().filter(|_| cast.company != Company::Nobody) {
+        let idle: &[&str] = if cast.company == Company::Spinners { &["--idle"] } else { &[] };
+        spinners.push(Running::start("spin", &[&["--core", &core.to_string()], idle].concat())?);
     }
     let driver = cast.driver.map(|name| -> Outcome<_> {
         let mut driver = Running::start(name, &["--directory", directory.text()?])?;
@@ -275,14 +287,14 @@ pub fn patiently<T>(what: &str, mut look: impl FnMut() -> Outcome<Option<T>>) ->
     }
 }
 
-/// Spins on a core whenever nobody else wants it.
-pub fn spin(core: usize) -> Outcome<()> {
+/// Spins on a core; `idle`: whenever nobody else wants it.
+pub fn spin(core: usize, idle: bool) -> Outcome<()> {
     die_with_parent()?;
     pin(core)?;
     // SAFETY: a plain structure of numbers.
     let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
     // SAFETY: the pointer is good for the call.
-    if unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters) } != 0 {
+    if idle && unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters) } != 0 {
         return Err(format!("cannot run at idle priority: {}", std::io::Error::last_os_error()).into());
     }
     loop {

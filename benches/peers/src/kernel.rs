@@ -44,9 +44,9 @@ impl Transport for Kernel {
             Mechanism::Pipe => pipe(&path)?,
             Mechanism::UnixStream => connect(&path, SocketType::STREAM)?,
             Mechanism::UnixSeqpacket => connect(&path, SocketType::SEQPACKET)?,
-            Mechanism::MessageQueue => return Ok(KernelEnd::Queue(Queue::open(&path, BYTES, self.blocking)?)),
+            Mechanism::MessageQueue => return Ok(self.end(KernelFile::Queue(Queue::open(&path, BYTES, self.blocking)?))),
         };
-        self.end(fd)
+        self.file(fd)
     }
 
     fn receiver<const BYTES: usize>(&self, lane: &str) -> Outcome<impl Receiver<BYTES>> {
@@ -55,31 +55,44 @@ impl Transport for Kernel {
             Mechanism::Pipe => pipe(&path)?,
             Mechanism::UnixStream => accept(&path, SocketType::STREAM)?,
             Mechanism::UnixSeqpacket => accept(&path, SocketType::SEQPACKET)?,
-            Mechanism::MessageQueue => return Ok(KernelEnd::Queue(Queue::open(&path, BYTES, self.blocking)?)),
+            Mechanism::MessageQueue => return Ok(self.end(KernelFile::Queue(Queue::open(&path, BYTES, self.blocking)?))),
         };
-        self.end(fd)
+        self.file(fd)
     }
 }
 
 impl Kernel {
-    fn end(&self, fd: OwnedFd) -> Outcome<KernelEnd> {
+    fn file(&self, fd: OwnedFd) -> Outcome<KernelEnd> {
         if !self.blocking {
             rustix::fs::fcntl_setfl(&fd, rustix::fs::fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         }
-        Ok(KernelEnd::File(fd))
+        Ok(self.end(KernelFile::Fd(fd)))
+    }
+
+    fn end(&self, file: KernelFile) -> KernelEnd {
+        let is_stream = matches!(self.mechanism, Mechanism::Pipe | Mechanism::UnixStream);
+        KernelEnd { file, is_stream, blocking: self.blocking, buffer: Vec::new() }
     }
 }
 
-enum KernelEnd {
-    File(OwnedFd),
+struct KernelEnd {
+    file: KernelFile,
+    /// It does not know where a message ends.
+    is_stream: bool,
+    blocking: bool,
+    buffer: Vec<u8>,
+}
+
+enum KernelFile {
+    Fd(OwnedFd),
     Queue(Queue),
 }
 
 impl<const BYTES: usize> Sender<BYTES> for KernelEnd {
     fn try_send(&mut self, message: Message<'_, BYTES>) -> Outcome<bool> {
-        let written = match self {
-            Self::File(fd) => rustix::io::write(fd, message.bytes),
-            Self::Queue(queue) => queue.send(message.bytes),
+        let written = match &self.file {
+            KernelFile::Fd(fd) => rustix::io::write(fd, message.bytes),
+            KernelFile::Queue(queue) => queue.send(message.bytes),
         };
         match written {
             Ok(written) if written == BYTES => Ok(true),
@@ -92,21 +105,29 @@ impl<const BYTES: usize> Sender<BYTES> for KernelEnd {
 }
 
 impl<const BYTES: usize> Receiver<BYTES> for KernelEnd {
+    /// Of a stream, as many as there are at once; of the others, one after the other, and if they block only one.
     fn try_receive(&mut self, limit: usize, mut read: impl FnMut(&[u8])) -> Outcome<usize> {
-        let mut bytes = [0; BYTES];
-        for number in 0..limit {
-            let length = match self {
-                Self::File(fd) => rustix::io::read(fd, &mut bytes[..]),
-                Self::Queue(queue) => queue.receive(&mut bytes),
+        let buffer = &mut self.buffer;
+        buffer.resize(BYTES * if self.is_stream { limit } else { 1 }, 0);
+        let limit = if self.is_stream || self.blocking { 1 } else { limit };
+        let mut count = 0;
+        for _ in 0..limit {
+            let length = match &self.file {
+                KernelFile::Fd(fd) => rustix::io::read(fd, &mut buffer[..]),
+                KernelFile::Queue(queue) => queue.receive(buffer),
             };
             match length {
                 Ok(0) => return Err("the other end is gone".into()),
-                Ok(length) => read(&bytes[..length]),
-                Err(Errno::AGAIN | Errno::INTR) => return Ok(number),
+                // Each is written at once, and all are of one size, so none is read in parts.
+                Ok(length) => buffer[..length].chunks(BYTES).for_each(|message| {
+                    read(message);
+                    count += 1;
+                }),
+                Err(Errno::AGAIN | Errno::INTR) => break,
                 Err(error) => return Err(format!("cannot read: {error}").into()),
             }
         }
-        Ok(limit)
+        Ok(count)
     }
 }
 

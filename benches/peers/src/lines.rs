@@ -1,4 +1,4 @@
-//! The physical limit: cache lines that go from one core to another, as `benches/ring.rs` has it too (`benches/raw`).
+//! The physical limit: cache lines that go from one core to another, as `benches/ring` has it too.
 //!
 //! It does not go through [`crate::workload`], as it has its own way to write, read and check: whole lines, nothing around them. Clock and slices are the same.
 

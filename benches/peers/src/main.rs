@@ -18,7 +18,7 @@ mod lines;
 mod memory;
 mod message;
 mod plot;
-#[path = "../../raw/mod.rs"]
+#[path = "../../ring/raw.rs"]
 mod raw;
 mod regime;
 mod report;
@@ -36,7 +36,7 @@ use clap::{Parser, Subcommand};
 
 use catalogue::{Candidate, Group};
 use harness::Order;
-// `raw` takes it from here, as in `benches/ring.rs`.
+// `raw` takes it from here, as in `benches/ring`.
 use message::PATTERN;
 use regime::Regime;
 use report::Results;
@@ -85,11 +85,13 @@ enum Role {
         #[arg(long)]
         directory: PathBuf,
     },
-    /// Keeps a core from halting
+    /// Spins on a core
     #[command(hide = true)]
     Spin {
         #[arg(long)]
         core: usize,
+        #[arg(long)]
+        idle: bool,
     },
 }
 
@@ -100,7 +102,7 @@ fn main() -> ExitCode {
         Some(Role::End(order)) => play(order),
         Some(Role::RingDriver { directory }) => ring::drive(directory),
         Some(Role::AeronDriver { directory }) => aeron::drive(directory),
-        Some(Role::Spin { core }) => harness::spin(*core),
+        Some(Role::Spin { core, idle }) => harness::spin(*core, *idle),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -194,7 +194,7 @@ pub fn print(groups: &[Group], results: &Results) {
         "\nFigures are medians of rounds. Ratios: the median of the rounds' own ratios, and between which values eight of ten lie. `limit`: the first row of the \
          table;\n`Aeron`: whichever row of it does best there. Times: less is better; rates: more (beside the limit: in bytes). One reading of the clock is part of each round trip. All bytes of the \
          limit's\nlines count, of the others' messages only the payload. Two producers: one has a core for itself, the other shares core and thread with the consumer, \
-         by turns.\nWake-ups and creations: a process of idle priority spins on each core, so that it does not halt.\n"
+         by turns.\nWake-ups and creations: a process of idle priority spins on each core, so that it does not halt. Crowded: a process on each core wants all of it.\n"
     );
     let mut table = table();
     table.set_header(["candidate", "crate", "configuration"]);

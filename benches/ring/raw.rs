@@ -70,7 +70,7 @@ impl Raw {
     /// Maps the memory. `read_only`: what the other end writes is mapped read-only here, as between processes that do not trust each other. That makes a difference
     /// where a processor hands a line that is read over together with the right to write it, if the page can be written.
     pub fn new(memory: &File, read_only: bool) -> io::Result<Self> {
-        assert_eq!(memory.metadata()?.len(), MEMORY);
+        assert!(memory.metadata()?.len() >= MEMORY);
         let reading = if read_only { MmapOptions::new().map_raw_read_only(memory)? } else { MmapRaw::map_raw(memory)? };
         Ok(Self { memory: MmapRaw::map_raw(memory)?, reading, counts: [0; 2 * GAMES] })
     }
