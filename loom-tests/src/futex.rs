@@ -5,10 +5,10 @@ use std::rc::Rc;
 use std::sync::Mutex;
 
 use loom::thread::Thread;
-use ringbus::ring::atomic::{AtomicU32, Ordering};
+use ringbus::ring::atomic::{AtomicU32, AtomicU64, Ordering};
 use ringbus::ring::layout::PartyLine;
 use ringbus::wait::fences::{Fences, Light};
-use ringbus::wait::sleep::{self, How, Peer, Sleeper};
+use ringbus::wait::sleep::{self, How, Peer, Sleeper, Watch};
 
 /// The kernel's queue of sleepers.
 ///
@@ -66,16 +66,17 @@ impl Futex {
     }
 }
 
-/// Steps 1 to 6: sleeps on the peers' wake sequences unless the last look finds something.
+/// Steps 1 to 6: sleeps on the peers' wake sequences unless the last look finds something. `count`: the peer's sleep count.
 pub fn sleep_unless(
     futex: &Futex,
     sleeper: &mut Sleeper,
     line: &PartyLine,
+    count: Option<&AtomicU64>,
     sequences: &[&AtomicU32],
     last_look: impl FnOnce() -> bool,
 ) {
     let seen: Vec<_> = sequences.iter().map(|&word| (word, sleep::value_of(word))).collect();
-    sleeper.fall_asleep(line, How::Futex, Fences::Symmetric);
+    sleeper.fall_asleep(line, count, How::Futex, Fences::Symmetric);
     if !last_look() {
         futex.wait(&seen);
     }
@@ -85,5 +86,18 @@ pub fn sleep_unless(
 /// Steps B to E, after the commit: wakes those peers that sleep and have not been woken for it, all by one bump.
 pub fn wake(futex: &Futex, peers: &mut [Peer], sequence: &AtomicU32) {
     Light::Full.pass();
+    wake_behind_the_fence(futex, peers, sequence);
+}
+
+/// The same for who watches one word for all of its peers.
+pub fn wake_watched(futex: &Futex, watch: &mut Watch, peers: &mut [Peer], sequence: &AtomicU32) {
+    Light::Full.pass();
+    if watch.has_changed() {
+        watch.look();
+        wake_behind_the_fence(futex, peers, sequence);
+    }
+}
+
+fn wake_behind_the_fence(futex: &Futex, peers: &mut [Peer], sequence: &AtomicU32) {
     sleep::wake_sleepers(sequence, peers.iter_mut().map(|peer| (peer, &())), |()| {}, |word| futex.wake(word));
 }

@@ -7,7 +7,7 @@
 mod futex;
 mod memory;
 
-pub use futex::{Futex, sleep_unless, wake};
+pub use futex::{Futex, sleep_unless, wake, wake_watched};
 pub use memory::{Mapped, MpscMemory, SingleMemory};
 
 use std::sync::Arc;

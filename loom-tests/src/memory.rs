@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use ringbus::ring::layout::{ImageLine, MAX_PRODUCERS, MpscControl, SingleControl, SubscriptionPage};
+use ringbus::ring::layout::{ImageLine, MAX_PRODUCERS, MpscControl, SingleControl, SleepPage, SubscriptionPage};
 use ringbus::ring::region::Region;
 use ringbus::ring::single::Overwrite;
 use ringbus::ring::{mpsc, single};
@@ -44,6 +44,8 @@ pub struct SingleMemory {
     pub control: SingleControl,
     /// The subscriptions' pages. Only the first image line of each is used.
     pub pages: Vec<SubscriptionPage>,
+    /// What they share.
+    pub sleep_page: SleepPage,
     region: Region,
     overwrite: Overwrite,
 }
@@ -56,6 +58,7 @@ impl SingleMemory {
         Arc::new(Self {
             control: SingleControl::default(),
             pages: (0..subscriptions).map(|_| SubscriptionPage::default()).collect(),
+            sleep_page: SleepPage::default(),
             region: Region::new(capacity),
             overwrite,
         })

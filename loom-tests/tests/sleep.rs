@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use loom::sync::atomic::AtomicBool;
 use loom::thread;
-use loom_tests::{Futex, Mapped, MpscMemory, SingleMemory, explore, message_of, payload, sleep_unless, wake};
+use loom_tests::{Futex, Mapped, MpscMemory, SingleMemory, explore, message_of, payload, sleep_unless, wake, wake_watched};
 use ringbus::ring::atomic::{AtomicU32, Ordering};
 use ringbus::ring::layout::PartyLine;
 use ringbus::ring::single::{self, Overwrite};
 use ringbus::ring::{ClaimError, mpsc};
 use ringbus::wait::fences::{Fences, Light};
-use ringbus::wait::sleep::{How, Peer, Sleeper};
+use ringbus::wait::sleep::{How, Peer, Sleeper, Watch};
 
 /// The peer with that line, which outlives it: every thread here holds the memory.
 fn peer(line: &PartyLine) -> Peer {
@@ -29,6 +29,7 @@ fn peer(line: &PartyLine) -> Peer {
 struct Publication {
     producer: Mapped<single::Producer, SingleMemory>,
     peers: Vec<Peer>,
+    watch: Watch,
     sleeper: Sleeper,
     futex: Arc<Futex>,
 }
@@ -41,11 +42,20 @@ impl Publication {
             assert_eq!(error, ClaimError::BackPressured);
             let sequences: Vec<_> = memory.pages.iter().map(|page| &page.subscriber.wake_sequence).collect();
             let room = || self.producer.has_room(length).is_ok();
-            sleep_unless(&self.futex, &mut self.sleeper, &memory.control.publisher, &sequences, room);
+            sleep_unless(&self.futex, &mut self.sleeper, &memory.control.publisher, None, &sequences, room);
         }
         self.producer.write(0, &payload(message, length));
         self.producer.commit(0);
-        wake(&self.futex, &mut self.peers, &memory.control.publisher.wake_sequence);
+        wake_watched(&self.futex, &mut self.watch, &mut self.peers, &memory.control.publisher.wake_sequence);
+    }
+
+    /// The first so many subscriptions are its peers: if it is one its flag is watched, else their sleep count.
+    fn link(&mut self, subscriptions: usize) {
+        let memory = self.producer.memory();
+        self.peers = memory.pages[..subscriptions].iter().map(|page| peer(&page.subscriber)).collect();
+        let word = if subscriptions == 1 { &memory.pages[0].subscriber.sleep_flag } else { &memory.sleep_page.line.sleeps };
+        // SAFETY: the memory is kept in the producer.
+        unsafe { self.watch.set(Some(NonNull::from(word))) };
     }
 
     /// `closed`, and the peers are woken.
@@ -85,7 +95,8 @@ impl Subscription {
         let sequences: Vec<_> = [&publisher.wake_sequence].into_iter().chain(own.map(|(word, _)| word)).collect();
         let last_look =
             || self.consumer.ready() || publisher.has_closed() || own.is_some_and(|(_, dead)| dead.load(Ordering::Acquire));
-        sleep_unless(&self.futex, &mut self.sleeper, &memory.pages[self.number].subscriber, &sequences, last_look);
+        let (line, count) = (&memory.pages[self.number].subscriber, &memory.sleep_page.line.sleeps);
+        sleep_unless(&self.futex, &mut self.sleeper, line, Some(count), &sequences, last_look);
     }
 
     fn receive_all(mut self, messages: u8) {
@@ -101,7 +112,6 @@ fn linked(capacity: u64, subscriptions: usize) -> (Publication, Vec<Subscription
     let memory = SingleMemory::new(capacity, Overwrite::Never, subscriptions);
     let futex = Arc::new(Futex::default());
     let (producer, consumers) = memory.linked();
-    let peers = memory.pages.iter().map(|page| peer(&page.subscriber)).collect();
     let subscription = |(number, consumer)| Subscription {
         consumer,
         number,
@@ -109,8 +119,11 @@ fn linked(capacity: u64, subscriptions: usize) -> (Publication, Vec<Subscription
         sleeper: Sleeper::default(),
         futex: futex.clone(),
     };
-    let subscriptions = consumers.into_iter().enumerate().map(subscription).collect();
-    (Publication { producer, peers, sleeper: Sleeper::default(), futex: futex.clone() }, subscriptions)
+    let all = consumers.into_iter().enumerate().map(subscription).collect();
+    let (peers, watch, sleeper) = (Vec::new(), Watch::default(), Sleeper::default());
+    let mut publication = Publication { producer, peers, watch, sleeper, futex: futex.clone() };
+    publication.link(subscriptions);
+    (publication, all)
 }
 
 fn stream(capacity: u64, subscriptions: usize, messages: u8, length: usize) {
@@ -133,6 +146,37 @@ fn a_subscriber_that_waits_for_data_is_woken() {
 #[test]
 fn two_subscribers_that_wait_for_data_are_woken() {
     explore(2, || stream(128, 2, 2, 8));
+}
+
+/// The second of two subscribers is linked late, and may have fallen asleep, and been counted, before: that count is not one that the publisher has seen through. The first
+/// is always awake. Bound: 3 preemptions.
+#[test]
+fn who_fell_asleep_before_it_was_a_peer_is_woken() {
+    explore(3, || {
+        let memory = SingleMemory::new(128, Overwrite::Never, 2);
+        let futex = Arc::new(Futex::default());
+        let mut producer = memory.producer();
+        producer.admit(0, 1);
+        let (peers, watch) = (Vec::new(), Watch::default());
+        let mut publication = Publication { producer, peers, watch, sleeper: Sleeper::default(), futex: futex.clone() };
+        publication.link(1);
+        publication.publish(1, 8);
+        let late = Subscription {
+            consumer: memory.consumer(1, 2),
+            number: 1,
+            publisher: peer(&memory.control.publisher),
+            sleeper: Sleeper::default(),
+            futex,
+        };
+        let late = thread::spawn(move || late.receive_all(1));
+        publication.link(2);
+        // Of the count that it has seen now it does not know whom it is of.
+        publication.watch.look();
+        publication.producer.admit(1, 2);
+        publication.link(2);
+        publication.publish(1, 8);
+        late.join().unwrap();
+    });
 }
 
 /// A ring of one message: the publisher waits for space while the subscriber waits for data, three messages. Bound: 3 preemptions.
@@ -249,7 +293,7 @@ fn a_subscriber_that_closes_wakes_a_publisher_that_waits_for_space() {
             assert_eq!(publication.producer.claim(24), Err(ClaimError::BackPressured));
             let left = || publication.producer.has_room(24).is_ok() || line.has_closed();
             let (futex, own) = (&publication.futex, &memory.control.publisher);
-            sleep_unless(futex, &mut publication.sleeper, own, &[&line.wake_sequence], left);
+            sleep_unless(futex, &mut publication.sleeper, own, None, &[&line.wake_sequence], left);
         }
         assert!(publication.producer.remove_reader(1));
         assert_eq!(publication.producer.claim(24), Err(ClaimError::NotConnected));
@@ -292,7 +336,7 @@ impl Source {
             }
             let (line, sequence) = (&memory.control.producers[self.slot].party, &memory.page.subscriber.wake_sequence);
             let room = || self.producer.has_room(length).is_ok();
-            sleep_unless(&self.futex, &mut self.sleeper, line, &[sequence], room);
+            sleep_unless(&self.futex, &mut self.sleeper, line, None, &[sequence], room);
         }
         self.producer.write(0, &payload(message, length));
         self.producer.commit(0);
@@ -334,7 +378,7 @@ impl Sink {
         let slots = &memory.control.producers[..self.publishers.len()];
         let sequences: Vec<_> = slots.iter().map(|producer| &producer.party.wake_sequence).collect();
         let last_look = || self.consumer.ready();
-        sleep_unless(&self.futex, &mut self.sleeper, &memory.page.subscriber, &sequences, last_look);
+        sleep_unless(&self.futex, &mut self.sleeper, &memory.page.subscriber, None, &sequences, last_look);
     }
 
     fn receive(&mut self) -> (u8, u8) {
@@ -410,7 +454,7 @@ fn a_withdrawn_intent_wakes_the_consumer() {
                 if finished.is_none() || got.is_none() {
                     let sequences = [&memory.control.producers[1].party.wake_sequence, &*own];
                     let look = || sink.consumer.ready() || (!told && dead.load(Ordering::Acquire));
-                    sleep_unless(&futex, &mut sink.sleeper, &memory.page.subscriber, &sequences, look);
+                    sleep_unless(&futex, &mut sink.sleeper, &memory.page.subscriber, None, &sequences, look);
                 }
             } else {
                 sink.sleep();
@@ -454,7 +498,7 @@ fn a_doorbell_wakes_without_a_sequence() {
                 let line = &memory.pages[0].subscriber;
                 for expected in 1..=2 {
                     while !subscription.receive(expected) {
-                        subscription.sleeper.fall_asleep(line, How::Doorbell, Fences::Symmetric);
+                        subscription.sleeper.fall_asleep(line, [], How::Doorbell, Fences::Symmetric);
                         if !subscription.consumer.ready() {
                             bell.wait_and_drain();
                         }
@@ -506,7 +550,7 @@ fn lost(mistake: Mistake) {
                 // What `fall_asleep` stores the first time.
                 line.sleep_flag.store(5, Ordering::Relaxed);
             } else {
-                subscription.sleeper.fall_asleep(line, How::Futex, Fences::Symmetric);
+                subscription.sleeper.fall_asleep(line, [], How::Futex, Fences::Symmetric);
             }
             if mistake == Mistake::SequenceReadAfterTheFlagAndRelaxed {
                 sequence = word.load(Ordering::Relaxed);
@@ -575,7 +619,7 @@ fn space_in_two_parts(sequence_read_after_the_flag: bool) {
     let (line, word) = (&memory.control.publisher, &memory.pages[0].subscriber.wake_sequence);
     while publication.producer.claim(48).is_err() {
         let mut sequence = word.load(Ordering::Acquire);
-        publication.sleeper.fall_asleep(line, How::Futex, Fences::Symmetric);
+        publication.sleeper.fall_asleep(line, [], How::Futex, Fences::Symmetric);
         if sequence_read_after_the_flag {
             sequence = word.load(Ordering::Acquire);
         }

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 pub(crate) enum Role {
     Ring,
     Page,
+    SleepPage,
 }
 
 /// The name of the memfd for the object with that id and holder.
@@ -23,6 +24,7 @@ pub(crate) fn name(role: Role, id: u64, holder: u32, spec: &ChannelSpec) -> Stri
     let role = match role {
         Role::Ring => "ring",
         Role::Page => "page",
+        Role::SleepPage => "sleeps",
     };
     // Serialising plain data cannot fail.
     let digest = Sha256::digest(postcard::to_stdvec(spec).unwrap_or_default());

@@ -14,7 +14,7 @@ use ringbus::control::message::{Entry, Event, Link, Refusal};
 use ringbus::control::process::Process;
 use ringbus::memory::MemoryError;
 use ringbus::memory::memfd::{self, Sharing};
-use ringbus::ring::layout::{MAX_LINKS, MAX_PRODUCERS, MpscControl, ObjectKind, SingleControl, SubscriptionPage};
+use ringbus::ring::layout::{MAX_LINKS, MAX_PRODUCERS, MpscControl, ObjectKind, SingleControl, SleepPage, SubscriptionPage};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::charter::{self, Role};
@@ -47,7 +47,7 @@ struct Object {
     owner: Asker,
     /// Mapped by its owner and sealed, and all its links are known.
     ready: bool,
-    /// Its page, if it is a subscription.
+    /// Its page: of a subscription always; of a publication, where its subscriptions share one.
     page: Option<Arc<OwnedFd>>,
     /// Its ring, if it has one.
     ring: Option<Arc<OwnedFd>>,
@@ -208,14 +208,11 @@ impl Registry {
             .map(|(kind, control)| memfd::create(&ring_name, kind, id, control, spec.capacity, spec.huge_pages).map_err(refused));
         let ring = ring.transpose()?;
         let page_size = ring.as_ref().map_or(memfd::page_size(), |ring| ring.page_size);
-        let page = match side {
-            Side::Publication => None,
-            Side::Subscription => {
-                let name = charter::name(Role::Page, id, asker.uid, spec);
-                let (kind, control) = (ObjectKind::SubscriptionPage, size_of::<SubscriptionPage>() as u64);
-                Some(memfd::create(&name, kind, id, control, 0, memfd::HugePages::Never).map_err(refused)?)
-            }
-        };
+        let page = page_of(side, spec).map(|(role, kind, bytes)| {
+            let name = charter::name(role, id, asker.uid, spec);
+            memfd::create(&name, kind, id, bytes, 0, memfd::HugePages::Never).map_err(refused)
+        });
+        let page = page.transpose()?;
         Ok(Object {
             side,
             channel: spec.name.clone(),
@@ -275,8 +272,8 @@ impl Registry {
             let genuine = charter::is_genuine(&fd, &charter::name(role, id, asker.uid, &spec));
             if genuine { Ok(Arc::new(fd)) } else { Err(fraud("the object was not made by a driver for this client")) }
         };
-        let page = if side == Side::Subscription { Some(take(Role::Page)?) } else { None };
-        let ring = if ring_of(side, &spec).is_some() { Some(take(Role::Ring)?) } else { None };
+        let page = page_of(side, &spec).map(|(role, ..)| take(role)).transpose()?;
+        let ring = ring_of(side, &spec).map(|_| take(Role::Ring)).transpose()?;
         let page_size = match &ring {
             Some(ring) => rustix::fs::fstat(ring).map_or(memfd::page_size(), |stat| stat.st_blksize as u64),
             None => memfd::page_size(),
@@ -414,7 +411,8 @@ impl Registry {
             return Err("the publication has as many subscriptions as there can be".to_owned());
         };
         let mut fds = vec![Arc::new(subscriber_bell)];
-        fds.extend(self.objects[&publication].ring.clone());
+        let publisher = &self.objects[&publication];
+        fds.extend(publisher.ring.iter().chain(&publisher.page).cloned());
         let link = Link { id, publication, subscription, slot, line, page_size, peer: process };
         let client = self.objects[&subscription].owner.client;
         outbox.push((client, Event::SubscriberLink { link }, fds));
@@ -685,6 +683,16 @@ fn ring_of(side: Side, spec: &ChannelSpec) -> Option<(ObjectKind, u64)> {
     }
 }
 
+/// The page that belongs to such an object, if one does, and its bytes.
+fn page_of(side: Side, spec: &ChannelSpec) -> Option<(Role, ObjectKind, u64)> {
+    match side {
+        Side::Subscription => Some((Role::Page, ObjectKind::SubscriptionPage, size_of::<SubscriptionPage>() as u64)),
+        Side::Publication => {
+            spec.has_sleep_page().then_some((Role::SleepPage, ObjectKind::SleepPage, size_of::<SleepPage>() as u64))
+        }
+    }
+}
+
 fn slots_of(side: Side, kind: Kind) -> Slots {
     match (side, kind) {
         (Side::Subscription, Kind::Mpsc) => Slots::new(MAX_PRODUCERS),
@@ -695,20 +703,18 @@ fn slots_of(side: Side, kind: Kind) -> Slots {
 /// What such an object can take at most, in bytes.
 fn memory_of(side: Side, spec: &ChannelSpec) -> u64 {
     let ring = ring_of(side, spec).map_or(0, |(_, control)| control + spec.capacity);
-    let page = if side == Side::Subscription { size_of::<SubscriptionPage>() as u64 } else { 0 };
-    ring + page
+    ring + page_of(side, spec).map_or(0, |(.., bytes)| bytes)
 }
 
 /// From here on nobody else can map the object in a way he should not.
 fn seal(object: &Object) -> Result<(), MemoryError> {
-    if let Some(page) = &object.page {
-        memfd::seal(page.as_fd(), Sharing::OwnerWrites)?;
-    }
-    if let Some(ring) = &object.ring {
-        let sharing = if object.side == Side::Publication { Sharing::OwnerWrites } else { Sharing::AllWrite };
-        memfd::seal(ring.as_fd(), sharing)?;
-    }
-    Ok(())
+    // A subscription's page it alone writes, and a publication's ring; its peers write the others, too.
+    let (page, ring) = match object.side {
+        Side::Subscription => (Sharing::OwnerWrites, Sharing::AllWrite),
+        Side::Publication => (Sharing::AllWrite, Sharing::OwnerWrites),
+    };
+    object.page.iter().try_for_each(|fd| memfd::seal(fd.as_fd(), page))?;
+    object.ring.iter().try_for_each(|fd| memfd::seal(fd.as_fd(), ring))
 }
 
 /// A random id. Never 0.

@@ -543,7 +543,7 @@ fn a_sleep_flag_at_its_end_wraps() {
         assert!(!sleeper.is_asleep());
         for how in [How::Futex, How::Doorbell, How::Futex] {
             let before = line.sleep_flag.load(Ordering::Relaxed);
-            sleeper.fall_asleep(&line, how, Fences::Symmetric);
+            sleeper.fall_asleep(&line, [], how, Fences::Symmetric);
             assert!(sleeper.is_asleep() && line.sleep_flag.load(Ordering::Relaxed) & 1 == 1);
             sleeper.awake(&line);
             let after = line.sleep_flag.load(Ordering::Relaxed);

@@ -272,6 +272,12 @@ impl ChannelSpec {
             || !(others(&self.access.publish) || others(&self.access.subscribe))
     }
 
+    /// Whether each publication has a page that its subscriptions share, see [`SleepPage`](crate::ring::layout::SleepPage): where there can be several, and each could do to the
+    /// others what it likes anyway.
+    pub fn has_sleep_page(&self) -> bool {
+        self.kind == Kind::Broadcast && self.is_of_one_uid()
+    }
+
     /// Largest payload in bytes.
     pub fn max_payload(&self) -> u64 {
         match self.kind {

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, sockopt};
 
 use super::endpoint::{Endpoint, News, Side};
-use super::link::{MpscRing, Page, PeerEnd, PublisherEnd, SingleRing, SubscriberEnd};
+use super::link::{MpscRing, Page, PeerEnd, PublisherEnd, SingleRing, Sleeps, SubscriberEnd};
 use crate::channel::{ChannelName, Kind, Properties};
 use crate::control::message::{self, Entry, Event, Greeting, Link, PROTOCOL_VERSION, Request};
 use crate::control::socket::{self, Address, Packet};
@@ -541,6 +541,11 @@ fn subscriber_end(endpoint: &Endpoint, link: Link, fds: &mut Vec<OwnedFd>) -> Re
         (_, Some(ring)) => Some(SingleRing::peer(&ring, &endpoint.spec, link.page_size).map_err(|error| error.to_string())?),
         (_, None) => return Err("file descriptors are missing".into()),
     };
+    let sleeps = match (endpoint.spec.has_sleep_page(), fds.next()) {
+        (false, _) => None,
+        (true, Some(page)) => Some(Sleeps::map(&page, true).map_err(|error| error.to_string())?),
+        (true, None) => return Err("file descriptors are missing".into()),
+    };
     let party = match (&ring, &endpoint.own_ring, u8::try_from(link.slot)) {
         (Some(ring), _, _) => ring.party(),
         // The producer's line is in the subscription's own ring.
@@ -550,5 +555,5 @@ fn subscriber_end(endpoint: &Endpoint, link: Link, fds: &mut Vec<OwnedFd>) -> Re
         }
         _ => return Err("there is no such producer slot".into()),
     };
-    Ok(SubscriberEnd { link, ring, peer: PeerEnd::new(party, doorbell) })
+    Ok(SubscriberEnd { link, ring, sleeps, peer: PeerEnd::new(party, doorbell) })
 }

@@ -2,13 +2,14 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::control::message::Link;
 use crate::memory::MemoryError;
 use crate::memory::mapping::{Access, Mapping, Residency};
 use crate::memory::memfd::{self, Sharing};
 use crate::ring::layout::{
-    ImageLine, MAX_LINKS, MAX_PRODUCERS, MpscControl, ObjectKind, PartyLine, SingleControl, SubscriptionPage,
+    ImageLine, MAX_LINKS, MAX_PRODUCERS, MpscControl, ObjectKind, PartyLine, SingleControl, SleepPage, SubscriptionPage,
 };
 use crate::ring::region::Region;
 use crate::wait::doorbell::Doorbell;
@@ -29,6 +30,10 @@ pub(super) struct MpscRing(Arc<Mapping>);
 /// A mapped subscription page.
 #[derive(Debug, Clone)]
 pub(super) struct Page(Arc<Mapping>);
+
+/// A mapped sleep page.
+#[derive(Debug, Clone)]
+pub(super) struct Sleeps(Arc<Mapping>);
 
 const SINGLE_CONTROL: u64 = size_of::<SingleControl>() as u64;
 const MPSC_CONTROL: u64 = size_of::<MpscControl>() as u64;
@@ -152,6 +157,27 @@ impl Page {
     }
 }
 
+impl Sleeps {
+    /// For the publication, before it is sealed, and for subscriptions, after.
+    pub(super) fn map(fd: &OwnedFd, sealed: bool) -> Result<Self, MemoryError> {
+        const SIZE: u64 = size_of::<SleepPage>() as u64;
+        let (kind, page_size) = (ObjectKind::SleepPage, memfd::page_size());
+        if sealed {
+            memfd::check(fd, Sharing::AllWrite, SIZE.next_multiple_of(page_size))?;
+        } else {
+            memfd::check_own(fd, SIZE.next_multiple_of(page_size))?;
+        }
+        Ok(Self(Arc::new(Mapping::new(fd, kind, SIZE, 0, page_size, Access::Write, Residency::default())?)))
+    }
+
+    pub(super) fn count(&self) -> NonNull<AtomicU64> {
+        // SAFETY: the mapping is of such a page; users keep `self` as long as the pointer.
+        let page: NonNull<SleepPage> = unsafe { self.0.control() };
+        // SAFETY: a field of a mapped struct.
+        unsafe { NonNull::new_unchecked(&raw mut (*page.as_ptr()).line.sleeps) }
+    }
+}
+
 /// The peer at the other end: its line, its doorbell, and what we last woke it for.
 #[derive(Debug)]
 pub(super) struct PeerEnd {
@@ -195,6 +221,8 @@ pub(super) struct SubscriberEnd {
     pub(super) link: Link,
     /// Unless the channel is mpsc: the ring of the publication.
     pub(super) ring: Option<SingleRing>,
+    /// Where the publication sees that somebody falls asleep, if not at each one's flag.
+    pub(super) sleeps: Option<Sleeps>,
     pub(super) peer: PeerEnd,
 }
 

@@ -2,12 +2,13 @@
 
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::conductor::Conductor;
 use super::endpoint::{Endpoint, FORKED, NO_NEWS, News, Side};
-use super::link::{MpscRing, Page, PeerEnd, SingleRing, wake_sleepers};
+use super::link::{MpscRing, Page, PeerEnd, SingleRing, Sleeps, wake_sleepers};
 use super::sleeper::{Bell, Wait, sleep_for_news, sleep_on};
 use crate::channel::{ChannelName, ChannelSpec, Kind, Properties, Publish};
 use crate::control::message::Event;
@@ -17,7 +18,7 @@ use crate::ring::{ClaimError, mpsc, single};
 use crate::wait::doorbell::Doorbell;
 use crate::wait::fences::{Fences, Light};
 use crate::wait::idle::{Idle, Idler, Step};
-use crate::wait::sleep::{How, Sleeper, value_of};
+use crate::wait::sleep::{How, Sleeper, Watch, value_of};
 
 /// Why a message was not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +76,8 @@ pub struct Publication {
     ring: Ring,
     /// All peers can be woken without a fence instruction on our side, or not.
     light: Light,
+    /// What tells that somebody falls asleep.
+    watch: Watch,
     links: Vec<LinkEnd>,
     /// The last news seen, see [`Endpoint::has_news`].
     seen: u32,
@@ -95,6 +98,8 @@ enum Ring {
         producer: single::Producer,
         /// Keeps the memory of `producer`.
         mapping: SingleRing,
+        /// Where subscriptions say that they fall asleep, if they share a word for that.
+        sleeps: Option<Sleeps>,
     },
     /// `None` while nobody subscribes: the ring is the subscription's.
     Mpsc(Option<MpscProducer>),
@@ -199,14 +204,15 @@ impl Publication {
         let fences = conductor.fences();
         let ring = match (spec.kind, objects.as_slice()) {
             (Kind::Mpsc, []) => Ring::Mpsc(None),
-            (Kind::Spsc | Kind::Broadcast, [ring]) => {
+            (Kind::Spsc | Kind::Broadcast, [page @ .., ring]) if page.len() == usize::from(spec.has_sleep_page()) => {
                 let mapping = SingleRing::own(ring, spec, *page_size)?;
+                let sleeps = page.first().map(|page| Sleeps::map(page, false)).transpose()?;
                 // SAFETY: the driver has just made the ring for us, `mapping` is kept beside.
                 let producer = unsafe {
                     let overwrite = spec.overflow.overwrite();
                     single::Producer::new(mapping.control(), mapping.region(), overwrite)
                 };
-                Ring::Single { producer, mapping }
+                Ring::Single { producer, mapping, sleeps }
             }
             _ => return Err(conductor.nonsense()),
         };
@@ -219,6 +225,7 @@ impl Publication {
         Ok(Self {
             ring,
             light: Light::Full,
+            watch: Watch::default(),
             links: Vec::new(),
             seen: NO_NEWS,
             endpoint,
@@ -474,18 +481,21 @@ impl Publication {
         }
     }
 
-    /// After a commit: wakes those who sleep. All that an awake peer costs here is the load of its flag.
+    /// After a commit: wakes those who sleep. All that peers cost here who stay awake is the load of one word.
     #[inline(always)]
     fn wake(&mut self) {
         self.light.pass();
-        if self.links.iter().any(|link| link.peer.peer.needs_wake()) {
+        if self.watch.has_changed() {
             self.wake_slowly();
         }
     }
 
     #[cold]
     fn wake_slowly(&mut self) {
-        if let Some(party) = self.ring.party() {
+        self.watch.look();
+        if self.links.iter().any(|link| link.peer.peer.needs_wake())
+            && let Some(party) = self.ring.party()
+        {
             wake_sleepers(party, self.links.iter_mut().map(|link| &mut link.peer));
         }
     }
@@ -521,6 +531,7 @@ impl Publication {
         self.closed = true;
         self.ring = Ring::Mpsc(None);
         self.links.clear();
+        self.links_changed();
         self.bell.forsake();
     }
 
@@ -568,6 +579,13 @@ impl Publication {
     fn links_changed(&mut self) {
         let all_capable = self.links.iter().all(|link| link.peer.peer.is_asymmetric_capable());
         self.light = Light::towards(self.fences, all_capable);
+        let word = match (self.links.as_slice(), &self.ring) {
+            ([link], _) => Some(NonNull::from(&link.peer.peer.line().sleep_flag)),
+            (_, Ring::Single { sleeps, .. }) => sleeps.as_ref().map(Sleeps::count),
+            _ => None,
+        };
+        // SAFETY: the page of a link is kept until the links change, that of the ring as long as the ring, which is given up before the links change.
+        unsafe { self.watch.set(word) };
     }
 
     /// Gives up subscriptions that have closed, which says so earlier than the driver does, and such as tell impossible positions.
@@ -645,7 +663,8 @@ impl Publication {
     /// `false` if there is nobody to be woken by.
     fn fall_asleep(&mut self, how: How) -> bool {
         let Some(party) = self.ring.party() else { return false };
-        self.sleeper.fall_asleep(party, how, self.fences);
+        // Each subscription has this publication's flag to look at, and no other.
+        self.sleeper.fall_asleep(party, [], how, self.fences);
         true
     }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::conductor::{Answer, Conductor};
 use super::endpoint::{Endpoint, FORKED, NO_NEWS, News, OwnRing, Side};
-use super::link::{MpscRing, Page, PeerEnd, SingleRing, SubscriberEnd, wake_sleepers};
+use super::link::{MpscRing, Page, PeerEnd, SingleRing, Sleeps, SubscriberEnd, wake_sleepers};
 use super::pace::Pace;
 use super::sleeper::{Bell, Wait, how, sleep_on};
 use crate::channel::{ChannelName, ChannelSpec, Kind, Properties, Subscribe};
@@ -207,6 +207,8 @@ struct Image {
     last: u64,
     pace: Pace,
     end: ImageEnd,
+    /// Where its publisher sees that we fall asleep, if not at our flag.
+    sleeps: Option<Sleeps>,
     /// Keeps the memory of `consumer` and `end`.
     _ring: SingleRing,
 }
@@ -836,6 +838,13 @@ impl Subscription {
             return;
         }
         let link = new.link;
+        if self.sleeper.is_asleep() {
+            // Its publisher may not know that.
+            self.awake();
+            if self.bell.is_used() {
+                self.bell.ring(&self.endpoint);
+            }
+        }
         let end = ImageEnd::new(link, new.peer, self.fences);
         self.bell.add(&end.peer.doorbell, link.id);
         self.report(ImageEvent::Available(end.info()));
@@ -846,7 +855,7 @@ impl Subscription {
                 // SAFETY: the ring is kept beside the consumer, the page in `self`; the driver gives a line to one image at a time.
                 let consumer =
                     unsafe { single::Consumer::new(ring.control(), ring.region(), line, link.id, link.slot as usize, overwrite) };
-                images.push(Image { consumer, last: 0, pace: Pace::new(), end, _ring: ring });
+                images.push(Image { consumer, last: 0, pace: Pace::new(), end, sleeps: new.sleeps, _ring: ring });
             }
             (Source::Mpsc(source), _) => {
                 source.ids[usize::from(link.slot as u8)] = link.id;
@@ -1068,7 +1077,10 @@ impl Subscription {
     fn fall_asleep(&mut self, how: How) {
         // SAFETY: the page is kept in `self`.
         let own = unsafe { self.page.party().as_ref() };
-        self.sleeper.fall_asleep(own, how, self.fences);
+        let images = if let Source::Images(images) = &self.source { images.as_slice() } else { &[] };
+        // SAFETY: the page is kept in the image.
+        let counts = images.iter().filter_map(|image| Some(unsafe { image.sleeps.as_ref()?.count().as_ref() }));
+        self.sleeper.fall_asleep(own, counts, how, self.fences);
     }
 
     fn awake(&mut self) {

@@ -10,7 +10,7 @@ use super::atomic::{AtomicU32, AtomicU64, Ordering};
 pub const MAGIC: u64 = u64::from_le_bytes(*b"ringbus\0");
 
 /// Version of everything in this file. Regions of another version are refused.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Most links of one publication (slots of its join table) and of one subscription (lines of its page).
 #[cfg(not(loom))]
@@ -36,6 +36,8 @@ pub enum ObjectKind {
     MpscRing = 2,
     /// [`SubscriptionPage`].
     SubscriptionPage = 3,
+    /// [`SleepPage`].
+    SleepPage = 4,
 }
 
 /// First line of every object. Written by the driver before anyone else has it.
@@ -209,6 +211,25 @@ pub struct SubscriptionPage {
     pub images: [ImageLine; MAX_LINKS],
 }
 
+/// How often any subscriber of a publication has gone to sleep. Written by all of them.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct SleepsLine {
+    /// Only grows.
+    pub sleeps: AtomicU64,
+}
+
+/// What the subscribers of a `broadcast` publication share, where all are of one uid. So the publication looks at one word after each message, whatever their number.
+#[derive(Debug)]
+#[cfg_attr(loom, derive(Default))]
+#[repr(C)]
+pub struct SleepPage {
+    /// What this is.
+    pub identity: Identity,
+    /// How often they have gone to sleep.
+    pub line: SleepsLine,
+}
+
 #[cfg(loom)]
 mod loom_defaults {
     use super::*;
@@ -277,6 +298,8 @@ mod assertions {
         identity at 0, publisher at LINE, tail at 2 * LINE, announcement at 3 * LINE, joins at 4 * LINE);
     assert_layout!(MpscControl, (3 + 2 * MAX_PRODUCERS) * LINE, align LINE;
         identity at 0, tail at LINE, consumer at 2 * LINE, producers at 3 * LINE);
+    assert_layout!(SleepsLine, LINE, align LINE; sleeps at 0);
+    assert_layout!(SleepPage, 2 * LINE, align LINE; identity at 0, line at LINE);
     assert_layout!(SubscriptionPage, (2 + MAX_LINKS) * LINE, align LINE; identity at 0, subscriber at LINE, images at 2 * LINE);
 }
 

@@ -20,11 +20,17 @@
 //! value of its own, so it suppresses only second wake-ups for the same sleep. A doorbell stays rung until it is heard, so for it D and 1 are not needed.
 //!
 //! A flag that stays odd because its owner died costs its peers one wake-up, once.
+//!
+//! **Many sleepers, one look.** A waker with many peers would load all their flags at C. Where they trust each other (see [`SleepPage`](crate::ring::layout::SleepPage)) each sleeper
+//! adds one, between 2 and 3, to a *sleep count* that is common to the waker's peers, and C becomes: has the count changed since we last looked at the flags? The fences order that
+//! as they order the flags; and who sees the count (Acquire) sees the flag that was raised before it (Release). A waker with one peer watches that one's flag in the same way.
+//! Whoever becomes a peer may have been counted before, so the waker looks at all flags once whenever its peers change; and a sleeper that learns of a new waker is not counted there
+//! for this sleep, so it does not go on with it.
 
 use core::ptr::NonNull;
 
 use super::fences::Fences;
-use crate::ring::atomic::{AtomicU32, Ordering};
+use crate::ring::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::ring::layout::PartyLine;
 
 /// How a party sleeps.
@@ -53,12 +59,22 @@ impl Sleeper {
         sleeper
     }
 
-    /// Steps 2 and 3: from here on peers will wake us. What follows must be a last look.
-    pub fn fall_asleep(&mut self, line: &PartyLine, how: How, fences: Fences) {
+    /// Steps 2 and 3: from here on peers will wake us. What follows must be a last look. `counts`: the sleep counts of all peers that have one.
+    pub fn fall_asleep<'a>(
+        &mut self,
+        line: &PartyLine,
+        counts: impl IntoIterator<Item = &'a AtomicU64>,
+        how: How,
+        fences: Fences,
+    ) {
         let mode = if how == How::Doorbell { ASLEEP | BY_DOORBELL } else { ASLEEP };
         self.flag = next_even(self.flag) | mode;
-        // Relaxed: the fence below orders it before the look.
+        // Relaxed: the fence below orders it before the look, and the counts are Release.
         line.sleep_flag.store(self.flag, Ordering::Relaxed);
+        for count in counts {
+            // Pairs with the Acquire in `Watch::look`: who sees the count sees our flag.
+            count.fetch_add(1, Ordering::Release);
+        }
         fences.heavy();
     }
 
@@ -115,6 +131,46 @@ pub fn wake_sleepers<'a, D: 'a>(
     if by_futex {
         bump(wake_sequence);
         futex_wake(wake_sequence);
+    }
+}
+
+/// The waker's side: the one word that changes whenever any of its peers falls asleep, if there is one.
+#[derive(Debug, Default)]
+pub struct Watch {
+    word: Option<NonNull<AtomicU64>>,
+    /// What it was when we last looked at the flags.
+    seen: u64,
+}
+
+// SAFETY: an atomic is loaded, from whatever thread.
+unsafe impl Send for Watch {}
+
+/// Neither a count nor a flag gets there.
+const NEVER_SEEN: u64 = u64::MAX;
+
+impl Watch {
+    /// Watches a word from here on: a sleep count, or the flag of the only peer. The flags have not been looked at.
+    ///
+    /// # Safety
+    ///
+    /// The word stays mapped until another is watched.
+    pub unsafe fn set(&mut self, word: Option<NonNull<AtomicU64>>) {
+        *self = Self { word, seen: NEVER_SEEN };
+    }
+
+    /// Step C, after [`Light::pass`](super::fences::Light::pass): whether the flags have to be looked at.
+    #[inline(always)]
+    pub fn has_changed(&self) -> bool {
+        // SAFETY: mapped (contract of `set`). Relaxed: it only decides whether to look.
+        self.word.is_none_or(|word| unsafe { word.as_ref() }.load(Ordering::Relaxed) != self.seen)
+    }
+
+    /// To be called before the flags are looked at.
+    pub fn look(&mut self) {
+        if let Some(word) = self.word {
+            // SAFETY: mapped (contract of `set`). Pairs with the Release in `fall_asleep`.
+            self.seen = unsafe { word.as_ref() }.load(Ordering::Acquire);
+        }
     }
 }
 
