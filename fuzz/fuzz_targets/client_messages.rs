@@ -17,7 +17,7 @@ use ringbus::control::process::Process;
 use ringbus::control::socket;
 use ringbus::memory::memfd::{self, HugePages, Sharing};
 use ringbus::ring::frame;
-use ringbus::ring::layout::{MpscControl, ObjectKind, SingleControl, SubscriptionPage};
+use ringbus::ring::layout::{MpscControl, ObjectKind, SingleControl, SleepPage, SubscriptionPage};
 use ringbus::{Access, Address, Client, Kind, Overflow, Properties, Publication, Subscription};
 use ringbus_fuzz::packets::{Fd, socket_pair};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, poll};
@@ -387,8 +387,7 @@ impl<'a> Driver<'a> {
 
     fn seal(&self, id: u64) {
         for object in self.objects.iter().filter(|object| object.id == id) {
-            let own = if object.spec.kind == Kind::Mpsc { Sharing::AllWrite } else { Sharing::OwnerWrites };
-            object.fds.iter().for_each(|fd| drop(memfd::seal(fd, own)));
+            object.fds.iter().for_each(|fd| drop(memfd::seal(fd, sharing(fd))));
         }
     }
 
@@ -441,8 +440,12 @@ impl<'a> Driver<'a> {
         let mut fds = vec![socket_pair().0];
         if spec.capacity.is_power_of_two() && spec.capacity <= 1 << 20 {
             fds.extend(objects(&spec, id, !publishes));
+            if !publishes {
+                // The page comes behind the ring.
+                fds[1..].reverse();
+            }
         }
-        if let ([_, ring], false, false) = (fds.as_slice(), publishes, spec.kind == Kind::Mpsc) {
+        if let ([_, ring, ..], false, false) = (fds.as_slice(), publishes, spec.kind == Kind::Mpsc) {
             for (at, word) in headers {
                 let word = match word {
                     Word::Committed(length) => frame::committed(u32::from(*length), 1, 0),
@@ -456,10 +459,7 @@ impl<'a> Driver<'a> {
             let _ = rustix::io::pwrite(ring, &id.to_ne_bytes(), entry);
         }
         if !matches!(trick, Trick::Unsealed) {
-            for (index, fd) in fds.iter().enumerate().skip(1) {
-                let is_ring = publishes && index == 2;
-                let _ = memfd::seal(fd, if is_ring { Sharing::AllWrite } else { Sharing::OwnerWrites });
-            }
+            fds.iter().skip(1).for_each(|fd| drop(memfd::seal(fd, sharing(fd))));
         }
         let (publication, subscription) = if publishes { (own_id, id) } else { (id, own_id) };
         let peer = Process { pid: std::process::id(), start_time: 1 };
@@ -488,6 +488,14 @@ fn spec(name: ChannelName, properties: &Properties) -> ChannelSpec {
     }
 }
 
+/// How peers may use it, by what it says it is.
+fn sharing(fd: &OwnedFd) -> Sharing {
+    let mut kind = [0; 4];
+    let _ = rustix::io::pread(fd, &mut kind, 12);
+    let all_write = [ObjectKind::MpscRing as u32, ObjectKind::SleepPage as u32].contains(&u32::from_ne_bytes(kind));
+    if all_write { Sharing::AllWrite } else { Sharing::OwnerWrites }
+}
+
 /// What a publication or a subscription of that channel owns, in the order in which it travels.
 fn objects(spec: &ChannelSpec, id: u64, publishes: bool) -> Vec<OwnedFd> {
     let ring = |kind, control| memfd::create("ring", kind, id, control, spec.capacity, HugePages::Never);
@@ -496,9 +504,13 @@ fn objects(spec: &ChannelSpec, id: u64, publishes: bool) -> Vec<OwnedFd> {
         (false, Kind::Mpsc) => ring(ObjectKind::MpscRing, size_of::<MpscControl>() as u64).ok(),
         _ => None,
     };
-    let size = size_of::<SubscriptionPage>() as u64;
-    let page = (!publishes).then(|| memfd::create("page", ObjectKind::SubscriptionPage, id, size, 0, HugePages::Never).ok());
-    page.flatten().into_iter().chain(ring).map(|created| created.fd).collect()
+    let page = |kind, size| memfd::create("page", kind, id, size, 0, HugePages::Never).ok();
+    let page = match publishes {
+        true if spec.has_sleep_page() => page(ObjectKind::SleepPage, size_of::<SleepPage>() as u64),
+        true => None,
+        false => page(ObjectKind::SubscriptionPage, size_of::<SubscriptionPage>() as u64),
+    };
+    page.into_iter().chain(ring).map(|created| created.fd).collect()
 }
 
 impl Trick {

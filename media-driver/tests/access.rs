@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use media_driver::EmbeddedDriver;
-use ringbus::channel::{ChannelName, Properties};
+use ringbus::channel::{Access, ChannelName, Grant, Properties};
 use ringbus::control::message::{Event, Request};
 use ringbus::control::socket;
 use ringbus::{Client, Kind, Overflow, Publication, Subscription};
@@ -178,8 +178,9 @@ fn intruder(mut role: Role) {
     for directory in ["fd", "map_files"] {
         for entry in fs::read_dir(format!("/proc/{pid}/{directory}")).into_iter().flatten().flatten() {
             let link = fs::read_link(entry.path()).unwrap_or_default();
-            // An mpsc ring is there to be written by all who may publish.
-            if !link.to_string_lossy().contains("memfd:ringbus-") {
+            let link = link.to_string_lossy();
+            // An mpsc ring is there to be written by all who may publish, and a sleep page by all who subscribe, where they are of one uid.
+            if !link.contains("memfd:ringbus-") || link.contains("memfd:ringbus-sleeps") {
                 continue;
             }
             for flags in [OFlags::RDONLY, OFlags::RDWR] {
@@ -239,8 +240,10 @@ fn who_keeps_the_fd_of_what_is_a_peer_s_can_do_nothing_with_it_but_read() {
     raw.ask(&Request::Ready { object: id });
     let (event, fds) = raw.event();
     let Event::SubscriberLink { .. } = event else { panic!("{event:?}") };
-    let ring = fds.last().expect("the publication's ring");
+    let [_bell, ring, sleep_page] = fds.as_slice() else { panic!("{} descriptors", fds.len()) };
     assert_cannot_write(ring);
+    // This one it may write, as they are of one uid, but not cut.
+    assert_eq!(rustix::fs::ftruncate(sleep_page, 0), Err(Errno::PERM));
     assert_works(&mut publication, &mut subscription);
     // The other way round: what a publisher gets of a subscription.
     raw.ask(&Request::AddPublication { request: 2, name: name("victims"), properties: Properties::default() });
@@ -255,6 +258,26 @@ fn who_keeps_the_fd_of_what_is_a_peer_s_can_do_nothing_with_it_but_read() {
     assert!(matches!(event, Event::PublisherLink { .. }), "{event:?}");
     assert_cannot_write(&fds[1]);
     assert_works(&mut publication, &mut subscription);
+}
+
+/// Where uids differ there is no page that subscriptions share, as one could keep the others asleep.
+#[test]
+fn where_uids_differ_subscriptions_share_nothing_that_they_can_write() {
+    let driver = DriverProcess::launch();
+    let client = driver.connect();
+    let subscribe = Grant { uids: vec![rustix::process::geteuid().as_raw() + 1], gids: vec![] };
+    let access = Access { publish: Grant::default(), subscribe };
+    let mut publication = client.channel("victims").access(access).publication().expect("a publication");
+    let raw = Raw::greeted(&driver.address);
+    raw.ask(&Request::AddSubscription { request: 1, name: name("victims"), properties: Properties::default() });
+    let (Event::SubscriptionAdded { id, .. }, own) = raw.event() else { panic!("an answer") };
+    raw.ask(&Request::Ready { object: id });
+    let (Event::SubscriberLink { link }, fds) = raw.event() else { panic!("a link") };
+    let [_bell, ring] = fds.as_slice() else { panic!("{} descriptors", fds.len()) };
+    assert_cannot_write(ring);
+    raw.ask(&Request::LinkReady { link: link.id });
+    connect(&mut publication, 1);
+    drop(own);
 }
 
 #[test]

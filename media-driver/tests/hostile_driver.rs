@@ -12,7 +12,7 @@ use ringbus::control::message::{Entry, Event, Greeting, Link, MAX_MESSAGE, Refus
 use ringbus::control::process::Process;
 use ringbus::control::socket::{self, new_socket};
 use ringbus::memory::memfd::{self, HugePages, Sharing};
-use ringbus::ring::layout::{MpscControl, ObjectKind, SingleControl, SubscriptionPage};
+use ringbus::ring::layout::{MpscControl, ObjectKind, SingleControl, SleepPage, SubscriptionPage};
 use ringbus::{Address, Client, Kind, Overflow};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use testing::{Holdings, KINDS, PATIENCE, Party, Random, Role, now, readable, scaled};
@@ -128,7 +128,8 @@ impl Hostile {
     fn object(&mut self, kind: ObjectKind, control: usize, capacity: u64, sealed: bool) -> OwnedFd {
         let fd = memfd::create("ringbus-test", kind, 1, control as u64, capacity, HugePages::Never).expect("an object").fd;
         if sealed {
-            let sharing = if kind == ObjectKind::MpscRing { Sharing::AllWrite } else { Sharing::OwnerWrites };
+            let all_write = matches!(kind, ObjectKind::MpscRing | ObjectKind::SleepPage);
+            let sharing = if all_write { Sharing::AllWrite } else { Sharing::OwnerWrites };
             memfd::seal(&fd, sharing).expect("it can be sealed");
         }
         fd
@@ -136,6 +137,10 @@ impl Hostile {
 
     fn page(&mut self, sealed: bool) -> OwnedFd {
         self.object(ObjectKind::SubscriptionPage, size_of::<SubscriptionPage>(), 0, sealed)
+    }
+
+    fn sleep_page(&mut self, sealed: bool) -> OwnedFd {
+        self.object(ObjectKind::SleepPage, size_of::<SleepPage>(), 0, sealed)
     }
 
     fn ring(&mut self, kind: Kind, sealed: bool) -> OwnedFd {
@@ -185,6 +190,8 @@ impl Hostile {
         let mut fds = Vec::new();
         if !publishes {
             fds.push(self.page(false));
+        } else if kind == Kind::Broadcast {
+            fds.push(self.sleep_page(false));
         }
         if publishes != (kind == Kind::Mpsc) {
             fds.push(self.ring(kind, false));
@@ -240,6 +247,9 @@ impl Hostile {
         let kind = self.pick(&KINDS);
         let (event, fds) = match self.random.below(12) {
             0..=3 => (Event::PublisherLink { link }, vec![bell, self.page(true), self.ring(kind, true)]),
+            4..=7 if kind == Kind::Broadcast => {
+                (Event::SubscriberLink { link }, vec![bell, self.ring(kind, true), self.sleep_page(true)])
+            }
             4..=7 => (Event::SubscriberLink { link }, vec![bell, self.ring(kind, true)]),
             8 => (Event::LinkEnded { object, link: self.random.below(3) }, vec![]),
             9 => (Event::LinkFailed { object, reason: "y".repeat(5000) }, vec![]),

@@ -2,6 +2,7 @@
 //!
 //! `RINGBUS_TEST_WAKEUPS` is how many of them there are in each test; without it, fewer on a machine that is busy otherwise.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use media_driver::EmbeddedDriver;
@@ -252,6 +253,55 @@ fn no_room_is_slept_through_in_an_event_loop() {
 #[test]
 fn no_room_is_slept_through_in_an_event_loop_without_membarrier() {
     play(SPACE, Kind::Broadcast, "edge", [false, false]);
+}
+
+/// Several subscriptions, of which the publication sees at one word that somebody has fallen asleep; now and then another one comes and goes.
+fn no_message_is_slept_through_by_one_of_several(epoll: Option<EventFlags>) {
+    const SEVERAL: usize = 3;
+    let driver = EmbeddedDriver::launch().expect("a driver");
+    let client = driver.connect().expect("a client");
+    let channel = || client.channel("several").kind(Kind::Broadcast).idle(Idle::Parking);
+    let mut publication = channel().publication().expect("a publication");
+    let heard = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..SEVERAL {
+            let subscription = channel().subscription().expect("a subscription");
+            scope.spawn(|| {
+                let mut receiver = Receiver::new(Mode { epoll, membarrier: true }, subscription);
+                while receiver.number() != NO_MORE {
+                    heard.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        connect(&mut publication, SEVERAL);
+        let mut random = Random::new(7);
+        for number in numbers() {
+            pause(&mut random);
+            if number.is_multiple_of(100) {
+                let passing = channel().subscription().expect("a subscription");
+                connect(&mut publication, SEVERAL + 1);
+                drop(passing);
+                connect(&mut publication, SEVERAL);
+            }
+            publication.offer(&number.to_le_bytes()).expect("room");
+            let deadline = Instant::now() + LOST;
+            while heard.load(Ordering::SeqCst) < SEVERAL * (number as usize + 1) {
+                assert!(Instant::now() < deadline, "a wake-up was lost");
+                std::thread::yield_now();
+            }
+        }
+        publication.offer(&NO_MORE.to_le_bytes()).expect("room");
+    });
+}
+
+#[test]
+fn no_message_is_slept_through_by_one_of_several_on_a_futex() {
+    no_message_is_slept_through_by_one_of_several(None);
+}
+
+#[test]
+fn no_message_is_slept_through_by_one_of_several_in_an_event_loop() {
+    no_message_is_slept_through_by_one_of_several(Some(EventFlags::IN));
 }
 
 /// Room for one message, for which several publications wait in event loops. Found by review: one that was woken, and found the room taken by another, was neither armed nor woken again.

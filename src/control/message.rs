@@ -23,7 +23,7 @@ use super::process::Process;
 use crate::channel::{ChannelName, ChannelSpec, InvalidChannel, Properties};
 
 /// Version of everything in this file but [`Greeting`].
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Most bytes of a message.
 pub const MAX_MESSAGE: usize = 16 * 1024;
