@@ -6,7 +6,8 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use ringbus::ring::atomic::Ordering;
-use ringbus::ring::frame::{aborted, committed, frame_length};
+use ringbus::ring::frame::{aborted, committed};
+use ringbus::ring::mpsc::frame_length;
 use ringbus::ring::layout::{ClaimLine, MpscControl};
 use ringbus::ring::mpsc::{Consumer, NO_CLAIM, Producer};
 use ringbus_fuzz::memory::GuardedRing;

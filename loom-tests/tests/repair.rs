@@ -11,8 +11,8 @@ use loom::sync::atomic::{AtomicBool, fence};
 use loom::thread;
 use loom_tests::{Mapped, MpscMemory, explore, message_of, payload};
 use ringbus::ring::atomic::Ordering;
-use ringbus::ring::frame::frame_length;
 use ringbus::ring::layout::ClaimLine;
+use ringbus::ring::mpsc::frame_length;
 use ringbus::ring::mpsc::{Consumer, NO_CLAIM};
 
 /// As in `ringbus::ring::mpsc`, which keeps them to itself.

@@ -15,7 +15,7 @@ use core::sync::atomic::compiler_fence;
 use std::sync::Arc;
 
 use super::atomic::{AtomicU64, Ordering};
-use super::frame::{self, Decoded, HEADER_LENGTH, frame_length};
+use super::frame::{self, Decoded, HEADER_LENGTH, LINE};
 use super::layout::{ClaimLine, MAX_PRODUCERS, MpscControl};
 use super::region::Region;
 use super::{ClaimError, Frame, POSITION_STEPS, ReadError};
@@ -26,6 +26,14 @@ pub const NO_CLAIM: u64 = 0;
 const INTENT: u64 = 0b10;
 /// With the position: the producer has claimed there.
 const CONFIRMED: u64 = 0b11;
+
+/// Length in bytes of the frame that carries `payload` bytes in such a ring. One of a line or less takes a power of two: so those that are of the same size do not straddle lines,
+/// each of which would be written by two producers. Where a frame begins is known only once it is claimed, so unlike in the [`single`](super::single) ring it cannot depend on that.
+#[inline]
+pub const fn frame_length(payload: u64) -> u64 {
+    let length = frame::frame_length(payload);
+    if length <= LINE { length.next_power_of_two() } else { length }
+}
 
 /// Largest payload in bytes of a ring of `capacity` bytes.
 pub const fn max_payload(capacity: u64) -> u64 {

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use ringbus::ring::frame::frame_length;
 use ringbus::ring::layout::MpscControl;
+use ringbus::ring::mpsc::frame_length;
 use ringbus::ring::mpsc::{Consumer, Producer, max_payload};
 use ringbus::ring::{ClaimError, Frame};
 
