@@ -227,6 +227,9 @@ struct ImageEnd {
 #[derive(Debug)]
 struct MpscSource {
     consumer: mpsc::Consumer,
+    /// Position of the last message that was read.
+    last: u64,
+    pace: Pace,
     images: Vec<ImageEnd>,
     /// Ids of the images by producer slot.
     ids: [u64; 256],
@@ -301,6 +304,19 @@ impl MpscSource {
     }
 
     #[inline]
+    fn advance(&mut self, frame: &Frame) {
+        self.consumer.advance(frame);
+        self.last = frame.position;
+    }
+
+    /// All there was has been read. Whether it is time to stay away.
+    #[inline]
+    fn caught_up(&mut self, own: &PartyLine) -> Result<bool, PollError> {
+        self.release(own, true)?;
+        Ok(self.pace.caught_up(self.consumer.position(), self.last))
+    }
+
+    #[inline]
     fn release(&mut self, own: &PartyLine, all: bool) -> Result<(), PollError> {
         if !self.spoilt && self.consumer.release(all).map_err(|error| poll_error(0, error))? {
             for image in &mut self.images {
@@ -356,7 +372,8 @@ impl Subscription {
                 // SAFETY: the driver has just made the ring for us; the mapping is kept beside.
                 let consumer = unsafe { mpsc::Consumer::new(mapping.control(), mapping.region()) };
                 let taken = Arc::clone(consumer.taken_slots());
-                let source = MpscSource { consumer, images: Vec::new(), ids: [0; 256], spoilt: false, _ring: mapping.clone() };
+                let (last, pace, images, ids) = (0, Pace::new(), Vec::new(), [0; 256]);
+                let source = MpscSource { consumer, last, pace, images, ids, spoilt: false, _ring: mapping.clone() };
                 (Source::Mpsc(Box::new(source)), Some(OwnRing { mapping, taken }))
             }
         };
@@ -528,7 +545,10 @@ impl Subscription {
                     let frame = match source.read() {
                         Ok(Some(frame)) => frame,
                         Ok(None) => {
-                            outcome = source.release(own, true);
+                            match source.caught_up(own) {
+                                Ok(stay_away) => self.away |= stay_away,
+                                Err(error) => outcome = Err(error),
+                            }
                             break;
                         }
                         Err(error) => {
@@ -546,7 +566,7 @@ impl Subscription {
                         stopped = true;
                         break;
                     }
-                    source.consumer.advance(&frame);
+                    source.advance(&frame);
                     taken += 1;
                     outcome = source.release(own, action == Action::Commit);
                     stopped = action == Action::Break || outcome.is_err();
@@ -721,10 +741,13 @@ impl Subscription {
                 // Of an image that the next call will know.
                 Ok(Some(frame)) if source.ids[usize::from(frame.slot)] == 0 && self.endpoint.has_news(self.seen) => Ok(None),
                 Ok(Some(frame)) => {
-                    source.consumer.advance(&frame);
+                    source.advance(&frame);
                     Ok(Some(Found { index: 0, frame }))
                 }
-                Ok(None) => source.release(own, true).map(|()| None),
+                Ok(None) => source.caught_up(own).map(|stay_away| {
+                    self.away |= stay_away;
+                    None
+                }),
                 Err(error) => Err(error),
             },
         };
@@ -951,19 +974,23 @@ impl Subscription {
     #[cold]
     fn stay_away(&mut self) {
         self.away = false;
-        let Source::Images(images) = &mut self.source else { return };
         if !self.idler.is_spinning() || self.bell.is_used() {
             return;
         }
         loop {
             let now = Instant::now();
             let (mut away, mut ready) = (false, self.endpoint.has_news(self.seen));
-            for image in images.iter_mut() {
-                if image.pace.is_away(now) {
-                    away = true;
-                } else {
-                    ready |= image.consumer.ready();
+            match &mut self.source {
+                Source::Images(images) => {
+                    for image in images {
+                        if image.pace.is_away(now) {
+                            away = true;
+                        } else {
+                            ready |= image.consumer.ready();
+                        }
+                    }
                 }
+                Source::Mpsc(source) => away = source.pace.is_away(now),
             }
             if !away || ready {
                 return;
