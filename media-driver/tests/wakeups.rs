@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use media_driver::EmbeddedDriver;
 use ringbus::{Client, Idle, Kind, OfferError, Publication, RecvError, Subscription};
 use rustix::event::epoll::EventFlags;
-use testing::{EventLoop, PATIENCE, Party, Random, Role, connect, scaled};
+use testing::{EventLoop, KINDS, PATIENCE, Party, Random, Role, connect, scaled};
 
 #[test]
 fn child() {
@@ -331,6 +331,38 @@ fn no_room_is_slept_through_that_another_takes() {
             done += usize::from(message.payload()[..8] == NO_MORE.to_le_bytes());
         }
     });
+}
+
+/// Found by review: a wait that ended at its deadline left the fd neither armed nor readable, if it had slept.
+#[test]
+fn the_fd_tells_of_what_comes_after_a_wait_that_was_in_vain() {
+    let driver = EmbeddedDriver::launch().expect("a driver");
+    let client = driver.connect().expect("a client");
+    let soon = || Some(Instant::now() + Duration::from_millis(5));
+    for kind in KINDS {
+        let name = kind.to_string();
+        let channel = || client.channel(&name).kind(kind).capacity(4096).idle(Idle::Parking);
+        let mut publication = channel().publication().expect("a publication");
+        let mut subscription = channel().subscription().expect("a subscription");
+        connect(&mut publication, 1);
+
+        let events = EventLoop::around(&subscription, EventFlags::IN);
+        while events.turn(Duration::ZERO) {
+            subscription.poll(|_| panic!("nothing was sent"), 1).expect("no error");
+        }
+        assert_eq!(subscription.recv_until(soon()).map(drop), Err(RecvError::TimedOut));
+        publication.offer(&[0; LARGE]).expect("room");
+        assert!(events.turn(LOST), "{kind}: there is a message, and nothing says so");
+
+        let events = EventLoop::around(&publication, EventFlags::IN);
+        while events.turn(Duration::ZERO) {
+            assert_eq!(publication.offer(&[0; LARGE]), Err(OfferError::BackPressured));
+        }
+        assert_eq!(publication.offer_until(0, &[0; LARGE], soon()), Err(OfferError::TimedOut));
+        while subscription.next().expect("no error").is_some() {}
+        assert!(events.turn(LOST), "{kind}: there is room, and nothing says so");
+        publication.offer(&[0; LARGE]).expect("room");
+    }
 }
 
 /// Who commits may do without a fence only if all who may sleep can call `membarrier`. Which it is nobody can see but in the debug output; that a sleeper would be missed otherwise, `fences` shows.

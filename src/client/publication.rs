@@ -622,6 +622,10 @@ impl Publication {
             }
         };
         self.idler.done();
+        if self.bell.is_used() && !self.sleeper.is_asleep() {
+            // Nobody knows that the fd is waited on, and there may be no room yet.
+            self.bell.ring(&self.endpoint);
+        }
         outcome
     }
 

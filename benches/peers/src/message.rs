@@ -18,9 +18,11 @@ pub struct Message<'a, const BYTES: usize> {
 }
 
 impl<const BYTES: usize> Message<'_, BYTES> {
-    /// For a transport that lends the place where the message is to be: makes it there.
+    /// For a transport that lends the place where the message is to be, which is as long: makes it there.
     #[inline(always)]
     pub fn write_in(&self, place: &mut [u8]) {
+        // So that the compiler knows the length, as it does everywhere else.
+        let Ok(place) = <&mut [u8; BYTES]>::try_from(place) else { return };
         place.fill(PATTERN_BYTE);
         place[..8].copy_from_slice(&self.number.to_ne_bytes());
     }
