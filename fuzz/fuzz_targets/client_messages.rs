@@ -440,12 +440,8 @@ impl<'a> Driver<'a> {
         let mut fds = vec![socket_pair().0];
         if spec.capacity.is_power_of_two() && spec.capacity <= 1 << 20 {
             fds.extend(objects(&spec, id, !publishes));
-            if !publishes {
-                // The page comes behind the ring.
-                fds[1..].reverse();
-            }
         }
-        if let ([_, ring, ..], false, false) = (fds.as_slice(), publishes, spec.kind == Kind::Mpsc) {
+        if let ([_, .., ring], false, false) = (fds.as_slice(), publishes, spec.kind == Kind::Mpsc) {
             for (at, word) in headers {
                 let word = match word {
                     Word::Committed(length) => frame::committed(u32::from(*length), 1, 0),

@@ -92,8 +92,7 @@ pub fn wake(futex: &Futex, peers: &mut [Peer], sequence: &AtomicU32) {
 /// The same for who watches one word for all of its peers.
 pub fn wake_watched(futex: &Futex, watch: &mut Watch, peers: &mut [Peer], sequence: &AtomicU32) {
     Light::Full.pass();
-    if watch.has_changed() {
-        watch.look();
+    if watch.needs_look() {
         wake_behind_the_fence(futex, peers, sequence);
     }
 }

@@ -171,7 +171,7 @@ fn who_fell_asleep_before_it_was_a_peer_is_woken() {
         let late = thread::spawn(move || late.receive_all(1));
         publication.link(2);
         // Of the count that it has seen now it does not know whom it is of.
-        publication.watch.look();
+        publication.watch.needs_look();
         publication.producer.admit(1, 2);
         publication.link(2);
         publication.publish(1, 8);

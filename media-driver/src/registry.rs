@@ -412,7 +412,7 @@ impl Registry {
         };
         let mut fds = vec![Arc::new(subscriber_bell)];
         let publisher = &self.objects[&publication];
-        fds.extend(publisher.ring.iter().chain(&publisher.page).cloned());
+        fds.extend(publisher.page.iter().chain(&publisher.ring).cloned());
         let link = Link { id, publication, subscription, slot, line, page_size, peer: process };
         let client = self.objects[&subscription].owner.client;
         outbox.push((client, Event::SubscriberLink { link }, fds));

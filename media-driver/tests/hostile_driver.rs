@@ -248,7 +248,7 @@ impl Hostile {
         let (event, fds) = match self.random.below(12) {
             0..=3 => (Event::PublisherLink { link }, vec![bell, self.page(true), self.ring(kind, true)]),
             4..=7 if kind == Kind::Broadcast => {
-                (Event::SubscriberLink { link }, vec![bell, self.ring(kind, true), self.sleep_page(true)])
+                (Event::SubscriberLink { link }, vec![bell, self.sleep_page(true), self.ring(kind, true)])
             }
             4..=7 => (Event::SubscriberLink { link }, vec![bell, self.ring(kind, true)]),
             8 => (Event::LinkEnded { object, link: self.random.below(3) }, vec![]),

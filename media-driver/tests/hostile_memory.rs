@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crafted::{Crafted, Place, seed};
-use ringbus::ring::layout::{MAX_LINKS, MpscControl, SingleControl, SubscriptionPage};
+use ringbus::ring::layout::{MAX_LINKS, MpscControl, SingleControl, SleepPage, SubscriptionPage};
 use ringbus::{Client, ImageEvent, Kind, OfferError, Overflow, PollError, RecvError, Subscription};
 use rustix::time::ClockId::ThreadCPUTime;
 use testing::{
@@ -57,9 +57,15 @@ fn rings(control: usize) -> Vec<Place> {
     objects().filter(|mapped| mapped.is_ring() && mapped.is_writable()).map(place).collect()
 }
 
+/// Those that it shares with other subscribers.
+fn sleep_pages() -> Vec<&'static SleepPage> {
+    // SAFETY: as in `pages`.
+    objects().filter(Mapped::is_sleep_page).map(|mapped| unsafe { &*(mapped.address as *const SleepPage) }).collect()
+}
+
 /// The pages, that of a hostile subscriber or those of a hostile publisher's victims.
 fn pages(writable: bool) -> Vec<&'static SubscriptionPage> {
-    let pages = objects().filter(|mapped| !mapped.is_ring() && mapped.is_writable() == writable);
+    let pages = objects().filter(|mapped| mapped.is_subscription_page() && mapped.is_writable() == writable);
     // SAFETY: mapped, all atomics; the caller gives it up before the mapping.
     pages.map(|mapped| unsafe { &*(mapped.address as *const SubscriptionPage) }).collect()
 }
@@ -126,8 +132,13 @@ fn hostile_subscriber(role: Role) {
         }
         // So that the line bears the link's id.
         let _ = subscription.poll(|_| (), 1);
-        let (rings, pages) = (rings(size_of::<MpscControl>()), pages(true));
+        let (rings, pages, sleep_pages) = (rings(size_of::<MpscControl>()), pages(true), sleep_pages());
         while Instant::now() < deadline {
+            for page in &sleep_pages {
+                // Others may be kept asleep by it, as on a futex within one uid, and no more.
+                let count = page.line.sleeps.load(Ordering::Relaxed);
+                page.line.sleeps.store(crafted.number(count), Ordering::Relaxed);
+            }
             for page in &pages {
                 let party = &page.subscriber;
                 let line = &page.images[crafted.random.below(4) as usize % MAX_LINKS];

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use media_driver::EmbeddedDriver;
+use ringbus::channel::{Access, Grant};
 use ringbus::{Client, Idle, Kind, OfferError, Publication, RecvError, Subscription};
 use rustix::event::epoll::EventFlags;
 use testing::{EventLoop, KINDS, PATIENCE, Party, Random, Role, connect, scaled};
@@ -255,13 +256,16 @@ fn no_room_is_slept_through_in_an_event_loop_without_membarrier() {
     play(SPACE, Kind::Broadcast, "edge", [false, false]);
 }
 
-/// Several subscriptions, of which the publication sees at one word that somebody has fallen asleep; now and then another one comes and goes.
-fn no_message_is_slept_through_by_one_of_several(epoll: Option<EventFlags>) {
+/// Several publications send by turns to several subscriptions, each of which has to hear it before the next is sent; now and then another subscription or publication comes and
+/// goes. Where all are of one uid, a publication sees at one word that anybody has fallen asleep; if somebody of another one might take part, at each one's own.
+fn no_message_is_slept_through_by_one_of_several(epoll: Option<EventFlags>, foreigners: bool) {
     const SEVERAL: usize = 3;
     let driver = EmbeddedDriver::launch().expect("a driver");
     let client = driver.connect().expect("a client");
-    let channel = || client.channel("several").kind(Kind::Broadcast).idle(Idle::Parking);
-    let mut publication = channel().publication().expect("a publication");
+    let uids = if foreigners { vec![rustix::process::geteuid().as_raw() + 1] } else { vec![] };
+    let access = Access { publish: Grant::default(), subscribe: Grant { uids, gids: vec![] } };
+    let channel = || client.channel("several").kind(Kind::Broadcast).access(access.clone()).idle(Idle::Parking);
+    let mut publications = [0, 1].map(|_| channel().publication().expect("a publication"));
     let heard = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..SEVERAL {
@@ -273,35 +277,45 @@ fn no_message_is_slept_through_by_one_of_several(epoll: Option<EventFlags>) {
                 }
             });
         }
-        connect(&mut publication, SEVERAL);
+        publications.iter_mut().for_each(|publication| connect(publication, SEVERAL));
         let mut random = Random::new(7);
         for number in numbers() {
             pause(&mut random);
-            if number.is_multiple_of(100) {
-                let passing = channel().subscription().expect("a subscription");
-                connect(&mut publication, SEVERAL + 1);
-                drop(passing);
-                connect(&mut publication, SEVERAL);
+            match number % 100 {
+                33 => {
+                    let passing = channel().subscription().expect("a subscription");
+                    publications.iter_mut().for_each(|publication| connect(publication, SEVERAL + 1));
+                    drop(passing);
+                    publications.iter_mut().for_each(|publication| connect(publication, SEVERAL));
+                }
+                // Nobody waits for this one.
+                66 => drop(channel().publication().expect("a publication")),
+                _ => {}
             }
-            publication.offer(&number.to_le_bytes()).expect("room");
+            publications[number as usize % 2].offer(&number.to_le_bytes()).expect("room");
             let deadline = Instant::now() + LOST;
             while heard.load(Ordering::SeqCst) < SEVERAL * (number as usize + 1) {
                 assert!(Instant::now() < deadline, "a wake-up was lost");
                 std::thread::yield_now();
             }
         }
-        publication.offer(&NO_MORE.to_le_bytes()).expect("room");
+        publications[0].offer(&NO_MORE.to_le_bytes()).expect("room");
     });
 }
 
 #[test]
 fn no_message_is_slept_through_by_one_of_several_on_a_futex() {
-    no_message_is_slept_through_by_one_of_several(None);
+    no_message_is_slept_through_by_one_of_several(None, false);
 }
 
 #[test]
 fn no_message_is_slept_through_by_one_of_several_in_an_event_loop() {
-    no_message_is_slept_through_by_one_of_several(Some(EventFlags::IN));
+    no_message_is_slept_through_by_one_of_several(Some(EventFlags::IN), false);
+}
+
+#[test]
+fn no_message_is_slept_through_by_one_of_several_who_may_be_of_several_uids() {
+    no_message_is_slept_through_by_one_of_several(None, true);
 }
 
 /// Room for one message, for which several publications wait in event loops. Found by review: one that was woken, and found the room taken by another, was neither armed nor woken again.

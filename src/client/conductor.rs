@@ -535,16 +535,15 @@ fn publisher_end(endpoint: &Endpoint, link: Link, fds: &mut Vec<OwnedFd>) -> Res
 /// As [`publisher_end`].
 fn subscriber_end(endpoint: &Endpoint, link: Link, fds: &mut Vec<OwnedFd>) -> Result<SubscriberEnd, String> {
     let mut fds = fds.drain(..);
-    let Some(doorbell) = fds.next() else { return Err("file descriptors are missing".into()) };
-    let ring = match (endpoint.spec.kind, fds.next()) {
-        (Kind::Mpsc, _) => None,
-        (_, Some(ring)) => Some(SingleRing::peer(&ring, &endpoint.spec, link.page_size).map_err(|error| error.to_string())?),
-        (_, None) => return Err("file descriptors are missing".into()),
+    let mut next = || fds.next().ok_or_else(|| "file descriptors are missing".to_owned());
+    let doorbell = next()?;
+    let sleeps = match endpoint.spec.has_sleep_page() {
+        true => Some(Sleeps::map(&next()?, true).map_err(|error| error.to_string())?),
+        false => None,
     };
-    let sleeps = match (endpoint.spec.has_sleep_page(), fds.next()) {
-        (false, _) => None,
-        (true, Some(page)) => Some(Sleeps::map(&page, true).map_err(|error| error.to_string())?),
-        (true, None) => return Err("file descriptors are missing".into()),
+    let ring = match endpoint.spec.kind {
+        Kind::Mpsc => None,
+        _ => Some(SingleRing::peer(&next()?, &endpoint.spec, link.page_size).map_err(|error| error.to_string())?),
     };
     let party = match (&ring, &endpoint.own_ring, u8::try_from(link.slot)) {
         (Some(ring), _, _) => ring.party(),

@@ -32,8 +32,8 @@ pub(super) struct MpscRing(Arc<Mapping>);
 pub(super) struct Page(Arc<Mapping>);
 
 /// A mapped sleep page.
-#[derive(Debug, Clone)]
-pub(super) struct Sleeps(Arc<Mapping>);
+#[derive(Debug)]
+pub(super) struct Sleeps(Mapping);
 
 const SINGLE_CONTROL: u64 = size_of::<SingleControl>() as u64;
 const MPSC_CONTROL: u64 = size_of::<MpscControl>() as u64;
@@ -167,7 +167,7 @@ impl Sleeps {
         } else {
             memfd::check_own(fd, SIZE.next_multiple_of(page_size))?;
         }
-        Ok(Self(Arc::new(Mapping::new(fd, kind, SIZE, 0, page_size, Access::Write, Residency::default())?)))
+        Ok(Self(Mapping::new(fd, kind, SIZE, 0, page_size, Access::Write, Residency::default())?))
     }
 
     pub(super) fn count(&self) -> NonNull<AtomicU64> {
@@ -230,6 +230,24 @@ pub(super) struct SubscriberEnd {
 mod tests {
     use super::*;
     use crate::channel::Properties;
+
+    /// One that could be cut would be fatal to all who have it mapped.
+    #[test]
+    fn a_sleep_page_that_is_not_sealed_as_it_must_be_is_refused() {
+        let size = size_of::<SleepPage>() as u64;
+        let page = |kind, size| memfd::create("test", kind, 7, size, 0, memfd::HugePages::Never).unwrap().fd;
+        let unsealed = || rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+        assert!(Sleeps::map(&page(ObjectKind::SleepPage, size), false).is_ok());
+        for fd in [unsealed(), page(ObjectKind::SubscriptionPage, size), page(ObjectKind::SleepPage, 2 * memfd::page_size())] {
+            assert!(Sleeps::map(&fd, false).is_err());
+        }
+        for (sharing, is_right) in [(Sharing::AllWrite, true), (Sharing::OwnerWrites, false)] {
+            let fd = page(ObjectKind::SleepPage, size);
+            assert!(Sleeps::map(&fd, true).is_err(), "it is not sealed yet");
+            memfd::seal(&fd, sharing).unwrap();
+            assert_eq!(Sleeps::map(&fd, true).is_ok(), is_right);
+        }
+    }
 
     /// Found by the fuzzer: sizes that no driver says made the arithmetic overflow or divide by zero, and a capacity of 0 made a region without an end.
     #[test]

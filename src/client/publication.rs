@@ -485,17 +485,14 @@ impl Publication {
     #[inline(always)]
     fn wake(&mut self) {
         self.light.pass();
-        if self.watch.has_changed() {
+        if self.watch.needs_look() {
             self.wake_slowly();
         }
     }
 
     #[cold]
     fn wake_slowly(&mut self) {
-        self.watch.look();
-        if self.links.iter().any(|link| link.peer.peer.needs_wake())
-            && let Some(party) = self.ring.party()
-        {
+        if let Some(party) = self.ring.party() {
             wake_sleepers(party, self.links.iter_mut().map(|link| &mut link.peer));
         }
     }
@@ -537,6 +534,7 @@ impl Publication {
 
     fn add_link(&mut self, end: super::link::PublisherEnd) {
         let link = end.link;
+        let _old;
         match (&mut self.ring, end.ring) {
             (Ring::Single { producer, .. }, _) => {
                 // SAFETY: the page is kept until the link is removed; a line is masked, and the slot is by the ring.
@@ -544,9 +542,9 @@ impl Publication {
             }
             (Ring::Mpsc(ring), Some(mapping)) => {
                 // There is one subscription: what was linked before is over, also if its end has not been told yet.
-                for old in self.links.drain(..) {
-                    self.bell.remove(&old.peer.doorbell);
-                }
+                // Kept until another word is watched than that of the old one's page.
+                _old = std::mem::take(&mut self.links);
+                _old.iter().for_each(|old| self.bell.remove(&old.peer.doorbell));
                 let slot = link.slot as u8;
                 // SAFETY: the driver gives a slot to one producer at a time; `mapping` is kept beside.
                 let producer = unsafe { mpsc::Producer::new(mapping.control(), mapping.region(), slot) };
@@ -584,7 +582,7 @@ impl Publication {
             (_, Ring::Single { sleeps, .. }) => sleeps.as_ref().map(Sleeps::count),
             _ => None,
         };
-        // SAFETY: the page of a link is kept until the links change, that of the ring as long as the ring, which is given up before the links change.
+        // SAFETY: the page of a link is kept until the links have changed, the sleep page beside the ring.
         unsafe { self.watch.set(word) };
     }
 

@@ -861,13 +861,6 @@ impl Subscription {
             return;
         }
         let link = new.link;
-        if self.sleeper.is_asleep() {
-            // Its publisher may not know that.
-            self.awake();
-            if self.bell.is_used() {
-                self.bell.ring(&self.endpoint);
-            }
-        }
         let end = ImageEnd::new(link, new.peer, self.fences);
         self.bell.add(&end.peer.doorbell, link.id);
         self.report(ImageEvent::Available(end.info()));
@@ -1074,7 +1067,7 @@ impl Subscription {
         let sequences: Vec<u32> = self.ends().map(|end| value_of(end.peer.wake_sequence())).collect();
         let how = how(&self.endpoint.spec, sequences.len());
         self.fall_asleep(how);
-        // Images come with news only, and if one has gone there are fewer: else the sequences are those of the images that there are behind the look.
+        // Images come with news only, and if one has gone there are fewer: else the images that there are behind the look are those whose sequences we have, and at which we were counted.
         let no_news = !self.endpoint.has_news(self.seen);
         if self.look(events_count).is_none() && no_news && self.seen == seen && self.ends().count() == sequences.len() {
             match how {
@@ -1132,7 +1125,7 @@ impl Subscription {
         }
         self.bell.hear(&self.endpoint, self.doorbells());
         self.fall_asleep(How::Doorbell);
-        // News is looked at, too: its bell may just have been heard. Each event makes the fd readable once, whether it is fetched or not.
+        // News is looked at, too: its bell may just have been heard. Each event makes the fd readable once, whether it is fetched or not; so does a new image, at which we were not counted.
         // So does a fence that was lost: nobody may have seen that we sleep.
         let ready = self.look(false).is_some();
         if ready || std::mem::take(&mut self.fresh_events) || Fences::lost() {

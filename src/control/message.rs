@@ -8,7 +8,7 @@
 //! AddSubscription                     ->
 //!                                     <-       SubscriptionAdded + page (+ mpsc ring), not yet sealed
 //! Ready (it is mapped)                ->       seals it, looks for publications
-//!                                     <-       SubscriberLink + doorbell (+ the publication's ring)
+//!                                     <-       SubscriberLink + doorbell (+ the publication's page, if it has one, and ring)
 //! LinkReady (mapped)                  ->       only now the publication hears: PublisherLink + doorbell, page (+ mpsc ring)
 //! ...
 //!                                     <-       LinkEnded: the publication closed or died
@@ -166,7 +166,7 @@ pub enum Request {
 /// From driver to client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// With the ring, unless the channel is mpsc.
+    /// With the page that its subscriptions are to share, if they do, and the ring, unless the channel is mpsc.
     PublicationAdded {
         /// Of the request.
         request: u32,
@@ -200,7 +200,7 @@ pub enum Event {
         /// The link.
         link: Link,
     },
-    /// To a subscription: somebody publishes. With the doorbell, and the ring unless the channel is mpsc.
+    /// To a subscription: somebody publishes. With the doorbell; the page that its subscriptions share, if they do; and the ring, unless the channel is mpsc.
     SubscriberLink {
         /// The link.
         link: Link,

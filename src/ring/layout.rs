@@ -1,5 +1,5 @@
 //! What lies where in shared memory. Each struct is one or more whole cache lines and each line has one writer, named in
-//! its documentation; the offsets are asserted below, so no counter can straddle a line or move unnoticed.
+//! its documentation (but for an mpsc ring's tail, and the count of a sleep page, which several add to); the offsets are asserted below, so no counter can straddle a line or move unnoticed.
 //!
 //! Nothing read from here is trusted. Sizes in particular come from the driver's messages; [`Identity`] only serves to
 //! refuse a region that is not what it was said to be.
@@ -325,7 +325,8 @@ mod tests {
         ];
         let page =
             [span_of!(SubscriptionPage, identity), span_of!(SubscriptionPage, subscriber), span_of!(SubscriptionPage, images)];
-        for spans in [&single[..], &mpsc[..], &page[..]] {
+        let sleep_page = [span_of!(SleepPage, identity), span_of!(SleepPage, line)];
+        for spans in [&single[..], &mpsc[..], &page[..], &sleep_page[..]] {
             for span in spans {
                 assert!(span.start.is_multiple_of(64) && span.end.is_multiple_of(64), "{span:?}");
             }

@@ -24,8 +24,8 @@
 //! **Many sleepers, one look.** A waker with many peers would load all their flags at C. Where they trust each other (see [`SleepPage`](crate::ring::layout::SleepPage)) each sleeper
 //! adds one, between 2 and 3, to a *sleep count* that is common to the waker's peers, and C becomes: has the count changed since we last looked at the flags? The fences order that
 //! as they order the flags; and who sees the count (Acquire) sees the flag that was raised before it (Release). A waker with one peer watches that one's flag in the same way.
-//! Whoever becomes a peer may have been counted before, so the waker looks at all flags once whenever its peers change; and a sleeper that learns of a new waker is not counted there
-//! for this sleep, so it does not go on with it.
+//! Whoever becomes a peer may have been counted before, so the waker looks at all flags once whenever its peers change; and a sleeper that learns of a new waker in its last look is not
+//! counted there, so it looks again instead.
 
 use core::ptr::NonNull;
 
@@ -72,7 +72,7 @@ impl Sleeper {
         // Relaxed: the fence below orders it before the look, and the counts are Release.
         line.sleep_flag.store(self.flag, Ordering::Relaxed);
         for count in counts {
-            // Pairs with the Acquire in `Watch::look`: who sees the count sees our flag.
+            // Pairs with the Acquire in `Watch::needs_look`: who sees the count sees our flag.
             count.fetch_add(1, Ordering::Release);
         }
         fences.heavy();
@@ -145,7 +145,7 @@ pub struct Watch {
 // SAFETY: an atomic is loaded, from whatever thread.
 unsafe impl Send for Watch {}
 
-/// Neither a count nor a flag gets there.
+/// Neither an honest count nor an honest flag gets there; whose does it keeps itself asleep.
 const NEVER_SEEN: u64 = u64::MAX;
 
 impl Watch {
@@ -158,19 +158,17 @@ impl Watch {
         *self = Self { word, seen: NEVER_SEEN };
     }
 
-    /// Step C, after [`Light::pass`](super::fences::Light::pass): whether the flags have to be looked at.
+    /// Step C, after [`Light::pass`](super::fences::Light::pass): whether the flags have to be looked at. It is not said again before somebody else falls asleep.
     #[inline(always)]
-    pub fn has_changed(&self) -> bool {
-        // SAFETY: mapped (contract of `set`). Relaxed: it only decides whether to look.
-        self.word.is_none_or(|word| unsafe { word.as_ref() }.load(Ordering::Relaxed) != self.seen)
-    }
-
-    /// To be called before the flags are looked at.
-    pub fn look(&mut self) {
-        if let Some(word) = self.word {
-            // SAFETY: mapped (contract of `set`). Pairs with the Release in `fall_asleep`.
-            self.seen = unsafe { word.as_ref() }.load(Ordering::Acquire);
+    pub fn needs_look(&mut self) -> bool {
+        let Some(word) = self.word else { return true };
+        // SAFETY: mapped (contract of `set`). Pairs with the Release in `fall_asleep`.
+        let count = unsafe { word.as_ref() }.load(Ordering::Acquire);
+        if count == self.seen {
+            return false;
         }
+        self.seen = count;
+        true
     }
 }
 

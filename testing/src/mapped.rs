@@ -23,9 +23,19 @@ impl Mapped {
         self.permissions.contains('w')
     }
 
-    /// Whether it is a ring; otherwise it is a page.
+    /// Whether it is a ring.
     pub fn is_ring(&self) -> bool {
         self.object.starts_with("/memfd:ringbus-ring")
+    }
+
+    /// Whether it is a subscription's page.
+    pub fn is_subscription_page(&self) -> bool {
+        self.object.starts_with("/memfd:ringbus-page")
+    }
+
+    /// Whether it is what the subscriptions of a publication share.
+    pub fn is_sleep_page(&self) -> bool {
+        self.object.starts_with("/memfd:ringbus-sleeps")
     }
 }
 

@@ -109,7 +109,7 @@ pub(crate) fn client_of_a_fraud(mut role: Role) {
     let client = role.client();
     let before = fds_of(std::process::id()).len();
     for _ in 0..FAILING {
-        client.channel("wanted").capacity(SMALLEST).publication().expect_err("it is no ring");
+        client.channel("wanted").kind(Kind::Spsc).capacity(SMALLEST).publication().expect_err("it is no ring");
     }
     until("all are closed", || fds_of(std::process::id()).len() == before);
     role.say("as before");
