@@ -52,6 +52,7 @@ pub struct Producer {
     /// Start of the claim, if there is one.
     claim: Option<u64>,
     claim_length: u32,
+    claim_end: u64,
     position: u64,
     /// An intent was given up since the last [`take_withdrawn`](Self::take_withdrawn).
     withdrawn: bool,
@@ -69,7 +70,18 @@ impl Producer {
     pub unsafe fn new(control: NonNull<MpscControl>, region: Region, slot: u8) -> Self {
         let max_payload = max_payload(region.capacity());
         // The slot's record says nothing: the consumer has seen to that (`take_finished`).
-        Self { region, control, slot, limit: 0, max_payload, claim: None, claim_length: 0, position: 0, withdrawn: false }
+        Self {
+            region,
+            control,
+            slot,
+            limit: 0,
+            max_payload,
+            claim: None,
+            claim_length: 0,
+            claim_end: 0,
+            position: 0,
+            withdrawn: false,
+        }
     }
 
     fn control(&self) -> &MpscControl {
@@ -157,8 +169,10 @@ impl Producer {
         }
         self.withdrawn |= withdrawn;
         self.limit = limit;
-        self.claim = Some(outcome?);
+        let start = outcome?;
+        self.claim = Some(start);
         self.claim_length = length as u32;
+        self.claim_end = start + frame;
         Ok(())
     }
 
@@ -219,7 +233,7 @@ impl Producer {
     pub fn commit(&mut self, tag: u16) -> u64 {
         if let Some(start) = self.claim.take() {
             self.finish(start, frame::committed(self.claim_length, tag, self.slot));
-            self.position = start + frame_length(u64::from(self.claim_length));
+            self.position = self.claim_end;
         }
         self.position
     }
