@@ -137,21 +137,26 @@ pub fn quantiles(times: &Histogram<u64>) -> Vec<f64> {
 /// Does something while a thread of idle priority keeps the core from halting, which would be most of a wake-up.
 pub fn awake<T>(work: impl FnOnce() -> T) -> T {
     let done = AtomicBool::new(false);
+    /// Also if the work panics: the scope would wait for ever.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     std::thread::scope(|scope| {
         scope.spawn(|| {
             // SAFETY: a plain structure of numbers.
             let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
-            // SAFETY: the pointer is good for the call. If it fails there is nobody to keep the core awake.
-            if unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) } == 0 {
-                // Relaxed: nothing else is told by it.
-                while !done.load(Ordering::Relaxed) {
-                    std::hint::spin_loop();
-                }
+            // SAFETY: the pointer is good for the call. Everybody may have it.
+            assert_eq!(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) }, 0, "no idle priority");
+            // Relaxed: nothing else is told by it.
+            while !done.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
             }
         });
-        let outcome = work();
-        done.store(true, Ordering::Relaxed);
-        outcome
+        let _stop = Stop(&done);
+        work()
     })
 }
 

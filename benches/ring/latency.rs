@@ -2,17 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use ringbus::{Idle, Message};
+use ringbus::Idle;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::harness::{End, Measured, Values, awake, histogram, quantiles};
-use crate::lanes::{LAST, Lanes, Sort, Source, Way, text, verify};
-use crate::{Group, Slice, print_table};
+use crate::lanes::{Lanes, Sort, Way, receive, send};
+use crate::message::{Check, Source};
+use crate::{Group, IDLES, Slice, print_table};
 
 const BYTES: usize = 32;
 /// How long nothing is sent before a burst.
 const PAUSE: Duration = Duration::from_millis(1);
-const IDLES: [(&str, Idle); 2] = [("busy-spin", Idle::BusySpin), ("default idle", Idle::Adaptive)];
 
 /// The candidates.
 pub struct Latency(Vec<(String, Work)>);
@@ -29,12 +29,15 @@ impl Latency {
     pub fn new() -> Self {
         let mut all = Vec::new();
         for (name, idle) in IDLES {
-            all.extend([10, 50, 90].map(|rate| (format!("one way, at {rate} % of the most, {name}"), Work::Steady(idle, rate))));
+            all.extend(
+                [10, 50, 90]
+                    .map(|rate| (format!("one way, at {rate} % of the rate that it reaches, {name}"), Work::Steady(idle, rate))),
+            );
         }
         for (name, idle) in IDLES {
-            all.extend(
-                [1, 16, 256].map(|count| (format!("after 1 ms, {count} and an answer, {name}"), Work::Burst(idle, count))),
-            );
+            all.extend([1, 16, 256].map(|count| {
+                (format!("burst of {count} after 1 ms of silence, until its answer, {name}"), Work::Burst(idle, count))
+            }));
         }
         Self(all)
     }
@@ -55,20 +58,28 @@ impl Group for Latency {
             Work::Steady(idle, hundredths) => steady(&mut open(idle)?, hundredths, slice.end, slice.length),
             Work::Burst(idle, count) => {
                 let mut lanes = open(idle)?;
-                awake(|| burst(&mut lanes, count, slice.end, slice.length))
+                let mut burst = || burst(&mut lanes, count, slice.end, slice.length);
+                // Who spins needs nobody who keeps his core awake, and would be held up by him now and then.
+                if idle == Idle::BusySpin && slice.end == End::Right { burst() } else { awake(burst) }
             }
         }
     }
 
     fn print(&self, values: &[Values]) {
         let rows = self.0.iter().zip(values).map(|((name, work), values)| {
-            let mut row = vec![name.clone()];
-            row.extend([0, 1, 2].map(|value| format!("{:.0}", values.median(value))));
-            row.push(if matches!(work, Work::Steady(..)) { format!("{:.1}", values.median(3)) } else { String::new() });
-            row
+            let value = |value| format!("{:.0}", values.median(value));
+            let [p99, p999, rate] = match work {
+                Work::Steady(..) => [value(1), value(2), format!("{:.1}", values.median(4))],
+                // There are too few of them in a slice.
+                Work::Burst(..) => [const { String::new() }; 3],
+            };
+            vec![name.clone(), value(0), p99, p999, value(3), rate]
         });
-        print_table(&["32 bytes", "p50 ns", "p99 ns", "p99.9 ns", "M/s"], 1, rows);
-        println!("Bursts: a thread of idle priority spins on each core, so that it does not halt.");
+        print_table(&["32 bytes", "p50 ns", "p99 ns", "p99.9 ns", "longest ns", "sent M/s"], 1, rows);
+        println!(
+            "At a fixed rate: from when a message was due, whether it could be sent then or not. A reader that has caught up with a fast stream stays away from it for 4 us (`client/pace.rs`).\n\
+             Bursts: a thread of idle priority spins on each core that would halt otherwise."
+        );
     }
 }
 
@@ -89,7 +100,8 @@ struct Schedule {
 
 impl Schedule {
     fn due(self, number: u64) -> u64 {
-        self.start + (u128::from(number) * u128::from(self.interval) / 1000) as u64
+        // What is divided are the picoseconds since the start: enough for months.
+        self.start + number * self.interval / 1000
     }
 }
 
@@ -97,7 +109,7 @@ impl Schedule {
 fn steady(lanes: &mut Lanes, hundredths: u64, end: End, length: Duration) -> Result<Measured, String> {
     match end {
         End::Left => {
-            let interval = send_by_schedule(lanes, 0, length / 2)?.1;
+            let (_, interval) = send_by_schedule(lanes, 0, length / 2)?;
             let (messages, _) = send_by_schedule(lanes, interval * 100 / hundredths, length)?;
             Ok(Measured::count(messages))
         }
@@ -112,97 +124,90 @@ fn steady(lanes: &mut Lanes, hundredths: u64, end: End, length: Duration) -> Res
 fn send_by_schedule(lanes: &mut Lanes, interval: u64, length: Duration) -> Result<(u64, u64), String> {
     /// Between two looks at the clock, if all are due.
     const AT_ONCE: u64 = 64;
+    /// Until the receiver is ready.
+    const AHEAD: u64 = 1_000_000;
     let mut source = Source::<BYTES>::new();
-    let schedule = Schedule { start: now(), interval };
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&schedule.start.to_ne_bytes());
-    bytes[8..].copy_from_slice(&schedule.interval.to_ne_bytes());
-    lanes.out.publication.offer_until(0, &bytes, None).map_err(text)?;
+    let schedule = Schedule { start: now() + AHEAD, interval };
+    lanes.tell(&[schedule.start.to_ne_bytes(), schedule.interval.to_ne_bytes()].concat())?;
     let end = schedule.start + length.as_nanos() as u64;
     let mut number = 0;
     loop {
         let now = now();
-        let last = now >= end;
         let before = number;
-        while number < before + AT_ONCE && (last || schedule.due(number) <= now) {
-            lanes.out.send(Way::Offer, if last { LAST } else { 0 }, number, &mut source)?;
+        while number < before + AT_ONCE && schedule.due(number) <= now {
+            // All that is due before the end is sent, however late.
+            let last = if interval == 0 { now >= end } else { schedule.due(number) >= end };
+            send(&mut lanes.out, Way::Offer, source.message(number, last))?;
             number += 1;
             if last {
-                let receipt = lanes.back.recv().map_err(text)?;
-                let picoseconds = receipt.payload().try_into().map(u64::from_ne_bytes).map_err(text)?;
-                return Ok((number, picoseconds));
+                let picoseconds = lanes.hear(|receipt| receipt.try_into().map(u64::from_ne_bytes))?;
+                return Ok((number, picoseconds.map_err(|_| "that is no receipt")?));
             }
         }
     }
 }
 
+/// Values: median, 99th and 99.9th percentile and maximum of nanoseconds, and million messages a second.
 fn receive_by_schedule(lanes: &mut Lanes) -> Result<Measured, String> {
     /// Few, as the clock is looked at behind them.
     const AT_ONCE: usize = 16;
-    let first = lanes.back.recv().map_err(text)?;
-    let mut words = first.payload().chunks(8).map(|word| word.try_into().map(u64::from_ne_bytes).map_err(text));
-    let (Some(start), Some(interval)) = (words.next(), words.next()) else { return Err("that is no schedule".into()) };
-    let schedule = Schedule { start: start?, interval: interval? };
-    let (mut times, mut number, mut last, mut outcome) = (histogram(), 0, false, Ok(()));
-    let mut end = now();
-    while !last {
-        let before = number;
-        let handler = |message: Message<'_>| {
-            if let Err(error) = verify::<BYTES>(&message, number) {
-                outcome = Err(error);
+    let (mut times, mut check) = (histogram(), Check::<BYTES>::default());
+    let schedule = lanes.hear(|bytes| {
+        let (words, _) = bytes.as_chunks::<8>();
+        let &[start, interval] = words else { return Err("that is no schedule") };
+        Ok(Schedule { start: u64::from_ne_bytes(start), interval: u64::from_ne_bytes(interval) })
+    })??;
+    let (mut number, mut end) = (0, schedule.start);
+    while !check.last {
+        if receive(&mut lanes.back, &mut check, AT_ONCE)? > 0 {
+            end = now();
+            while number < check.counts[0] {
+                times.saturating_record(end.saturating_sub(schedule.due(number)).max(1));
+                number += 1;
             }
-            last = message.tag() == LAST;
-            number += 1;
-        };
-        if lanes.back.poll(handler, AT_ONCE).map_err(text)? == 0 {
-            lanes.back.wait(None);
-            continue;
         }
-        end = now();
-        (before..number).for_each(|number| times.saturating_record(end.saturating_sub(schedule.due(number)).max(1)));
-        std::mem::replace(&mut outcome, Ok(()))?;
     }
+    check.verdict()?;
     let nanoseconds = (end - schedule.start) as f64 / number as f64;
-    lanes.out.publication.offer_until(0, &((nanoseconds * 1e3) as u64).to_ne_bytes(), None).map_err(text)?;
+    lanes.tell(&((nanoseconds * 1e3) as u64).to_ne_bytes())?;
     let mut values = quantiles(&times);
-    values.push(1e3 / nanoseconds);
+    values.extend([times.max() as f64, 1e3 / nanoseconds]);
     Ok(Measured { messages: number, values })
 }
 
+/// Values: median, 99th and 99.9th percentile and maximum of nanoseconds.
 fn burst(lanes: &mut Lanes, count: u64, end: End, length: Duration) -> Result<Measured, String> {
-    let mut source = Source::<BYTES>::new();
-    let (mut times, mut number) = (histogram(), 0);
+    let (mut source, mut check, mut times) = (Source::<BYTES>::new(), Check::<BYTES>::default(), histogram());
     let deadline = Instant::now() + length;
-    loop {
-        match end {
-            End::Left => {
+    let mut number = 0;
+    match end {
+        End::Left => {
+            let mut last = false;
+            while !last {
                 // An application that has nothing to do.
                 std::thread::sleep(PAUSE);
                 let started = Instant::now();
-                let last = started >= deadline;
-                for _ in 0..count {
-                    lanes.out.send(Way::Offer, if last { LAST } else { 0 }, number, &mut source)?;
+                last = started >= deadline;
+                for left in (0..count).rev() {
+                    send(&mut lanes.out, Way::Offer, source.message(number, last && left == 0))?;
                     number += 1;
                 }
-                lanes.back.recv().map_err(text)?;
+                lanes.hear(|_| ())?;
                 times.saturating_record(started.elapsed().as_nanos() as u64);
-                if last {
-                    return Ok(Measured { messages: number, values: quantiles(&times) });
-                }
             }
-            End::Right => {
-                let mut last = false;
+            let mut values = quantiles(&times);
+            values.push(times.max() as f64);
+            Ok(Measured { messages: number, values })
+        }
+        End::Right => {
+            while !check.last {
                 for _ in 0..count {
-                    let message = lanes.back.recv().map_err(text)?;
-                    verify::<BYTES>(&message, number)?;
-                    last = message.tag() == LAST;
-                    number += 1;
+                    lanes.hear(|payload| check.read(payload))?;
                 }
-                lanes.out.publication.offer_until(0, &[], None).map_err(text)?;
-                if last {
-                    return Ok(Measured::count(number));
-                }
+                lanes.tell(&[])?;
             }
+            check.verdict()?;
+            Ok(Measured::count(check.counts[0]))
         }
     }
 }

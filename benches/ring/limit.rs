@@ -8,13 +8,12 @@ use ringbus::Idle;
 use crate::harness::{Measured, Values, median, median_of_batches};
 use crate::lanes::{Lanes, Sort, Way};
 use crate::raw::{Game, LINE, Stopwatch};
-use crate::{Group, Slice, print_table, size};
+use crate::{Group, IDLES, Slice, print_table, size};
 
 /// Payloads of round trips.
 const ROUND_TRIPS: [usize; 3] = [32, 64, 1024];
 /// Raw messages of so many lines, and the payloads that are compared with them.
 const STREAMS: [(usize, &[usize]); 3] = [(1, &[32, 64]), (16, &[1024]), (256, &[16384])];
-const IDLES: [(&str, Idle); 2] = [("busy-spin", Idle::BusySpin), ("default idle", Idle::Adaptive)];
 const WAYS: [(&str, Way); 2] = [("offer", Way::Offer), ("claim", Way::Claim)];
 
 /// The candidates.
@@ -30,15 +29,16 @@ struct Candidate {
 
 #[derive(Clone, Copy)]
 enum Work {
-    RawRoundTrip(Game),
-    RawStream(Game),
+    /// `true`: what the other end writes is mapped read-only, as ringbus has it.
+    RawRoundTrip(Game, bool),
+    RawStream(Game, bool),
     RoundTrip(Idle, Way),
     Stream(Idle, Way),
 }
 
 impl Work {
     fn is_stream(&self) -> bool {
-        matches!(self, Self::RawStream(_) | Self::Stream(..))
+        matches!(self, Self::RawStream(..) | Self::Stream(..))
     }
 }
 
@@ -50,17 +50,25 @@ impl Limit {
             // The payload, and a word for the number.
             let lines = (bytes + 8).div_ceil(LINE);
             let name = format!("raw lines, {lines} each way");
-            all.push(Candidate { name, bytes, work: Work::RawRoundTrip(Game { index, lines, shared: false }), limit });
+            all.push(Candidate { name, bytes, work: Work::RawRoundTrip(Game { index, lines, shared: false }, false), limit });
+            let game = Game { index: index + ROUND_TRIPS.len(), lines, shared: false };
+            all.push(Candidate { name: "the same, read-only".into(), bytes, work: Work::RawRoundTrip(game, true), limit });
             if lines == 1 {
-                let game = Game { index: ROUND_TRIPS.len(), lines, shared: true };
-                all.push(Candidate { name: "raw line, the same both ways".into(), bytes, work: Work::RawRoundTrip(game), limit });
+                let game = Game { index: 2 * ROUND_TRIPS.len(), lines, shared: true };
+                let name = "raw line, the same both ways".into();
+                all.push(Candidate { name, bytes, work: Work::RawRoundTrip(game, false), limit });
             }
             rings(&mut all, bytes, limit, Work::RoundTrip);
         }
         for (index, (lines, sizes)) in STREAMS.into_iter().enumerate() {
             let limit = all.len();
             let name = format!("raw lines, {lines} a message");
-            all.push(Candidate { name, bytes: lines * LINE, work: Work::RawStream(Game { index, lines, shared: false }), limit });
+            let raw = |name, index, read_only| {
+                let work = Work::RawStream(Game { index, lines, shared: false }, read_only);
+                Candidate { name, bytes: lines * LINE, work, limit }
+            };
+            all.push(raw(name, index, false));
+            all.push(raw("the same, read-only".into(), index + STREAMS.len(), true));
             for &bytes in sizes {
                 rings(&mut all, bytes, limit, Work::Stream);
             }
@@ -91,8 +99,12 @@ impl Group for Limit {
         let open = |idle| Lanes::open(slice.client, slice.end, slice.name, Sort { idle, ..Sort::default() });
         // Sizes are known when compiling, as those of most messages are.
         match *work {
-            Work::RawRoundTrip(game) => slice.raw.ping_pong(game, slice.end, Batches(slice.length)).map(Measured::from),
-            Work::RawStream(game) => slice.raw.stream(game, slice.end, slice.length).map(Measured::from),
+            Work::RawRoundTrip(game, read_only) => {
+                slice.raw[usize::from(read_only)].ping_pong(game, slice.end, Batches(slice.length)).map(Measured::from)
+            }
+            Work::RawStream(game, read_only) => {
+                slice.raw[usize::from(read_only)].stream(game, slice.end, slice.length).map(Measured::from)
+            }
             Work::RoundTrip(idle, way) => match bytes {
                 32 => open(idle)?.round_trips::<32>(way, slice.end, slice.length),
                 64 => open(idle)?.round_trips::<64>(way, slice.end, slice.length),
@@ -120,11 +132,12 @@ impl Group for Limit {
             row.extend(self.of_limit(candidate, own, values));
             if candidate.work.is_stream() { streams.push(row) } else { round_trips.push(row) }
         }
-        print_table(&["round trips", "bytes", "ns", "times the limit", "half of the rounds"], 1, round_trips);
-        print_table(&["one way", "bytes", "M/s", "GB/s", "of the limit", "half of the rounds"], 1, streams);
+        print_table(&["round trips", "bytes", "ns", "times the limit", "middle half"], 1, round_trips);
+        print_table(&["one way", "bytes", "M/s", "GB/s", "of the limit", "middle half"], 1, streams);
         println!(
             "Limit of a round trip: raw lines that carry as much payload and a number. Limit one way: raw messages of whole lines, the number in the last \
-             word;\nall their bytes count, of the ring's frames only the payload. The ring: broadcast, one subscription, {}.",
+             word;\nall their bytes count, of the ring's frames only the payload. Read-only: each end maps what the other writes read-only, as ringbus does. The ring: broadcast, one \
+             subscription, {}.\nNext to each ratio: between what the middle half of the rounds lies.",
             size(Sort::default().capacity)
         );
     }

@@ -16,6 +16,8 @@ mod harness;
 mod lanes;
 mod latency;
 mod limit;
+#[allow(dead_code, reason = "`benches/peers` uses all of it")]
+mod message;
 mod parties;
 mod raw;
 mod rings;
@@ -27,11 +29,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
-use ringbus::Client;
+use ringbus::{Client, Idle};
 
 use harness::{End, Ends, Measured, Place, Values};
-// `raw` takes it from here, as in `benches/peers`.
-use lanes::PATTERN;
 use raw::Raw;
 use wakeups::Bare;
 
@@ -42,6 +42,11 @@ trait Group {
 
     /// What the candidates are: a name each, to be said when one fails.
     fn candidates(&self) -> Vec<String>;
+
+    /// Whether it can be measured here.
+    fn is_possible(&self, _candidate: usize) -> bool {
+        true
+    }
 
     /// One end's part of a candidate's slice.
     fn run(&self, candidate: usize, slice: &mut Slice<'_>) -> Result<Measured, String>;
@@ -54,12 +59,15 @@ trait Group {
 struct Slice<'a> {
     end: End,
     client: &'a Client,
-    raw: &'a mut Raw,
+    /// In a writable mapping, and in a read-only one.
+    raw: &'a mut [Raw; 2],
     bare: &'a mut Bare,
     /// Nobody else's.
     name: &'a str,
     length: Duration,
 }
+
+const IDLES: [(&str, Idle); 2] = [("busy-spin", Idle::BusySpin), ("default idle", Idle::Adaptive)];
 
 /// The same in each process.
 fn groups() -> Vec<Box<dyn Group>> {
@@ -90,16 +98,18 @@ fn main() -> ExitCode {
 
 /// The process that was started by cargo.
 fn measure() -> Result<(), Box<dyn Error>> {
-    let asked = |flag: &str| std::env::args().any(|argument| argument == flag);
+    let groups = groups();
+    let (flags, wanted): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|argument| argument.starts_with('-'));
+    let is_strange = |flag: &&String| !["--bench", "--test", "--quick"].contains(&flag.as_str());
+    let is_unknown = |wanted: &&String| groups.iter().all(|group| group.name() != *wanted);
+    if let Some(strange) = flags.iter().find(is_strange).or(wanted.iter().find(is_unknown)) {
+        let names: Vec<_> = groups.iter().map(|group| group.name()).collect();
+        return Err(format!("what is `{strange}`? Usage: cargo bench --bench ring [-- [--quick] {}]", names.join(" ")).into());
+    }
+    let asked = |flag: &str| flags.iter().any(|asked| asked == flag);
     // Cargo passes `--bench` when it benches, and not when it tests.
     let quick = std::env::var_os("RINGBUS_BENCH_QUICK").is_some() || asked("--quick") || asked("--test") || !asked("--bench");
     let (length, rounds) = if quick { (Duration::from_millis(20), 2) } else { (Duration::from_millis(150), 7) };
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let groups = groups();
-    if let Some(unknown) = wanted.iter().find(|wanted| groups.iter().all(|group| group.name() != *wanted)) {
-        let names: Vec<_> = groups.iter().map(|group| group.name()).collect();
-        return Err(format!("there is no group `{unknown}`, but {}", names.join(", ")).into());
-    }
     let [left, right, ..] = harness::cores()?[..] else {
         println!("There is one core only; two processes cannot be measured between two cores.");
         return Ok(());
@@ -107,17 +117,22 @@ fn measure() -> Result<(), Box<dyn Error>> {
     println!(
         "Two processes on cores {left} and {right}; medians of {rounds} rounds, in which the candidates of a group take turns of {length:?}."
     );
+    if quick {
+        println!("This only shows that it works: the figures mean nothing.");
+    }
     let mut ends = Ends::start([left, right])?;
     for (index, group) in groups.iter().enumerate() {
         if wanted.is_empty() || wanted.iter().any(|wanted| wanted == group.name()) {
             let candidates = group.candidates();
             let mut values = vec![Values::default(); candidates.len()];
             for round in 0..rounds {
-                for (candidate, values) in values.iter_mut().enumerate() {
+                eprintln!("{}: round {} of {rounds}", group.name(), round + 1);
+                for (candidate, values) in values.iter_mut().enumerate().filter(|(candidate, _)| group.is_possible(*candidate)) {
                     let measured = ends.run(&[index, candidate, round], length);
                     values.0.push(measured.map_err(|error| format!("{}, {}: {error}", group.name(), candidates[candidate]))?);
                 }
             }
+            println!("\n{}", group.name().to_uppercase());
             group.print(&values);
         }
     }
@@ -127,7 +142,7 @@ fn measure() -> Result<(), Box<dyn Error>> {
 /// One of the two ends.
 fn serve(place: &Place) -> Result<(), Box<dyn Error>> {
     let client = Client::builder().address(place.driver.clone()).connect()?;
-    let mut raw = Raw::new(&place.memory, false)?;
+    let mut raw = [Raw::new(&place.memory, false)?, Raw::new(&place.memory, true)?];
     let mut bare = Bare::new(&place.memory, &place.bells)?;
     let groups = groups();
     harness::serve(|order, length| {

@@ -7,7 +7,8 @@ use std::time::Instant;
 use ringbus::{Idle, Kind, Message, Publication, Subscription};
 
 use crate::harness::{End, Measured, Values, median};
-use crate::lanes::{LAST, Sort, Source, connect, offer, text, verify};
+use crate::lanes::{Sort, connect, text};
+use crate::message::{Check, Source};
 use crate::{Group, Slice, print_table};
 
 const BYTES: usize = 32;
@@ -27,9 +28,9 @@ enum Work {
 }
 
 const WORKS: [(&str, Work); 3] = [
-    ("broadcast, so many subscriptions: ns to publish", Work::Subscriptions),
-    ("broadcast, so many publications: M/s", Work::Publications(Kind::Broadcast)),
-    ("mpsc, so many publications: M/s", Work::Publications(Kind::Mpsc)),
+    ("broadcast, one publication, so many subscriptions: ns to publish a message", Work::Subscriptions),
+    ("broadcast, so many publications, one subscription: ns from message to message", Work::Publications(Kind::Broadcast)),
+    ("mpsc, so many publications, one subscription: ns from message to message", Work::Publications(Kind::Mpsc)),
 ];
 
 impl Parties {
@@ -76,13 +77,14 @@ impl Group for Parties {
         header.extend(COUNTS.map(|count| count.to_string()));
         let rows = WORKS.iter().zip(values.chunks(COUNTS.len())).map(|((title, work), values)| {
             let mut row = vec![(*title).to_owned()];
-            row.extend(values.iter().map(|values| match work {
-                Work::Subscriptions => format!("{:.1}", values.median(0)),
-                Work::Publications(_) => format!("{:.1}", 1e3 / values.median(1)),
-            }));
+            let value = if *work == Work::Subscriptions { 0 } else { 1 };
+            row.extend(values.iter().map(|values| format!("{:.1}", values.median(value))));
             row
         });
         print_table(&header.iter().map(String::as_str).collect::<Vec<_>>(), 1, rows);
+        println!(
+            "There are two cores: all publications are in one process and take turns, and so do all subscriptions in the other. They spin."
+        );
     }
 }
 
@@ -96,7 +98,7 @@ fn publish(publications: &mut [Publication], receipts: &mut Subscription, slice:
         let started = Instant::now();
         for _ in 0..each {
             for (index, (publication, source)) in publications.iter_mut().zip(&mut sources).enumerate() {
-                offer(publication, index as u16, source.message(number))?;
+                publication.offer_tagged(index as u16, source.message(number, false).bytes).map_err(text)?;
             }
             number += 1;
         }
@@ -105,7 +107,7 @@ fn publish(publications: &mut [Publication], receipts: &mut Subscription, slice:
         // Whoever has got this from each publication has got all.
         let last = now >= deadline;
         let end = if last { END } else { END_OF_BURST };
-        publications.iter_mut().try_for_each(|publication| offer(publication, end, &[0; BYTES]))?;
+        publications.iter_mut().try_for_each(|publication| publication.offer_tagged(end, &[]).map(drop).map_err(text))?;
         receipts.recv().map_err(text)?;
         if last {
             return Ok(Measured { messages: number * publications.len() as u64, values: vec![median(&mut times), 0.0] });
@@ -113,44 +115,47 @@ fn publish(publications: &mut [Publication], receipts: &mut Subscription, slice:
     }
 }
 
+/// Tags of what is no message to be counted.
 const END_OF_BURST: u16 = 1 << 15;
-const END: u16 = END_OF_BURST | LAST;
+const END: u16 = END_OF_BURST | 1;
 
 fn subscribe(subscriptions: &mut [Subscription], publications: usize, receipts: &mut Publication) -> Result<Measured, String> {
-    // By subscription and publication.
-    let mut counts = vec![vec![0; publications]; subscriptions.len()];
+    const AT_ONCE: usize = 256;
+    let checks = || (0..publications).map(|_| Check::<BYTES>::default()).collect::<Vec<_>>();
+    let mut checks: Vec<_> = subscriptions.iter().map(|_| checks()).collect();
+    let count = |checks: &[Check<BYTES>]| checks.iter().map(|check| check.counts[0]).sum::<u64>();
     let (mut nanoseconds, mut last) = (Vec::new(), false);
     while !last {
-        let before = counts[0].iter().sum::<u64>();
-        let (mut ends, mut outcome) = (0, Ok(()));
-        let mut started = None;
+        // When the first of a burst had come, and how many had then.
+        let (mut started, begin, mut ends) = (None, count(&checks[0]), 0);
         while ends < publications * subscriptions.len() {
-            for (subscription, counts) in subscriptions.iter_mut().zip(&mut counts) {
+            for (subscription, checks) in subscriptions.iter_mut().zip(&mut checks) {
                 let handler = |message: Message<'_>| {
-                    if message.tag() & END_OF_BURST != 0 {
+                    if message.tag() & END_OF_BURST == 0 {
+                        checks[usize::from(message.tag())].read(message.payload());
+                    } else {
                         ends += 1;
                         last = message.tag() == END;
-                        return;
                     }
-                    let count = &mut counts[usize::from(message.tag())];
-                    if let Err(error) = verify::<BYTES>(&message, *count) {
-                        outcome = Err(error);
-                    }
-                    *count += 1;
                 };
-                if subscription.poll(handler, 256).map_err(text)? > 0 {
-                    started.get_or_insert_with(Instant::now);
-                }
+                subscription.poll(handler, AT_ONCE).map_err(text)?;
             }
-            std::mem::replace(&mut outcome, Ok(()))?;
+            if started.is_none() {
+                started = Some((Instant::now(), count(&checks[0]))).filter(|(_, so_far)| *so_far > begin);
+            }
         }
-        let elapsed = started.map_or(0.0, |started: Instant| started.elapsed().as_nanos() as f64);
-        nanoseconds.push(elapsed / (counts[0].iter().sum::<u64>() - before) as f64);
+        if let Some((started, before)) = started.filter(|(_, before)| count(&checks[0]) > *before) {
+            nanoseconds.push(started.elapsed().as_nanos() as f64 / (count(&checks[0]) - before) as f64);
+        }
         receipts.offer_until(0, &[], None).map_err(text)?;
     }
-    let received = counts[0].iter().sum();
-    if counts.iter().any(|counts| counts.iter().sum::<u64>() != received) {
+    let received = count(&checks[0]);
+    if checks.iter().any(|checks| count(checks) != received) {
         return Err("not all subscriptions have got as much".into());
+    }
+    checks.iter().flatten().try_for_each(Check::verdict)?;
+    if nanoseconds.is_empty() {
+        nanoseconds.push(0.0);
     }
     Ok(Measured { messages: received, values: vec![0.0, median(&mut nanoseconds)] })
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::PATTERN;
 use crate::harness::End;
+use crate::message::PATTERN;
 
 /// Bytes of a line.
 pub const LINE: usize = 64;

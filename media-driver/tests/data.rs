@@ -271,6 +271,31 @@ fn waits_end_at_their_deadlines() {
     assert!(started.elapsed() >= Duration::from_millis(60) && started.elapsed() < PATIENCE);
 }
 
+/// Found by review: who never fetches events was told of the first one for ever, and so waited for nothing else.
+#[test]
+fn who_does_not_fetch_events_is_told_of_each_once() {
+    let (_driver, client) = launch();
+    let (mut first, mut subscription) = pair(&client, "told", Kind::Broadcast, Overflow::Block, SMALLEST);
+    let soon = || Some(Instant::now() + Duration::from_millis(20));
+    assert_eq!(subscription.wait(in_time()), Ready::Event, "the first is there");
+    assert_eq!(subscription.wait(soon()), Ready::TimedOut, "that was told");
+    let second = client.publication("told").expect("a publication");
+    assert_eq!(subscription.wait(in_time()), Ready::Event, "the second is there");
+    assert_eq!(subscription.wait(soon()), Ready::TimedOut, "that was told, too");
+    first.offer(b"hello").expect("room");
+    assert_eq!(subscription.wait(soon()), Ready::Messages);
+    assert_eq!(subscription.poll(|_| (), 1), Ok(1));
+    drop(second);
+    assert_eq!(subscription.wait(in_time()), Ready::Event, "the second is gone");
+    // Who fetches one is told of the rest.
+    for left in [2, 1] {
+        assert!(subscription.next_event().is_some());
+        assert_eq!(subscription.wait(soon()), Ready::Event, "{left} more");
+    }
+    assert!(subscription.next_event().is_some());
+    assert_eq!(subscription.wait(soon()), Ready::TimedOut);
+}
+
 #[test]
 fn positions_and_lag_count_bytes() {
     let (_driver, client) = launch();

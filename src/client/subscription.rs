@@ -180,6 +180,8 @@ pub struct Subscription {
     events: VecDeque<ImageEvent>,
     /// Events that the fd has not told of yet.
     fresh_events: bool,
+    /// `wait` has told of events, and they were not fetched: not again.
+    told: bool,
     page: Page,
     endpoint: Arc<Endpoint>,
     sleeper: Sleeper,
@@ -393,6 +395,7 @@ impl Subscription {
             pending: None,
             events: VecDeque::new(),
             fresh_events: false,
+            told: false,
             page,
             endpoint,
             sleeper: Sleeper::default(),
@@ -458,6 +461,7 @@ impl Subscription {
         let event = self.events.pop_front();
         // Who fetches them need not be told of them.
         self.fresh_events &= !self.events.is_empty();
+        self.told = false;
         event
     }
 
@@ -691,9 +695,11 @@ impl Subscription {
     }
 
     /// Waits until there are messages or events, or until `deadline` (for ever, if `None`). Messages are told of first: where they never end, fetch events
-    /// without being told.
+    /// without being told. Events that are not fetched are told of once, so that who has no use for them can wait for messages.
     pub fn wait(&mut self, deadline: Option<Instant>) -> Ready {
-        self.wait_for(deadline, true)
+        let ready = self.wait_for(deadline, true);
+        self.told |= ready == Ready::Event;
+        ready
     }
 
     /// Takes the next message: its bytes are given back by the call after this.
@@ -853,6 +859,7 @@ impl Subscription {
         }
         self.events.push_back(event);
         self.fresh_events = true;
+        self.told = false;
     }
 
     fn add_image(&mut self, new: SubscriberEnd) {
@@ -999,7 +1006,7 @@ impl Subscription {
             return Some(Ready::Messages);
         }
         self.retire();
-        if events_count && !self.events.is_empty() {
+        if events_count && !self.told && !self.events.is_empty() {
             return Some(Ready::Event);
         }
         (self.closed && self.ends().next().is_none()).then_some(Ready::Messages)

@@ -24,6 +24,8 @@ pub struct Group {
     pub limit: Option<usize>,
     /// Who else runs on the cores.
     company: Company,
+    /// A turn is so many times as long as usual.
+    pub patience: u32,
     /// How many candidates.
     pub candidates: Vec<Candidate>,
 }
@@ -92,8 +94,8 @@ impl Peer {
             Self::Rtrb => "two threads of one process, 4 MiB, streams in chunks of 64",
             Self::Crossbeam => "two threads of one process, 4 MiB, one by one",
             Self::Disruptor => "two threads of one process, 4 MiB, event poller, streams in batches of 64",
-            Self::Kernel(_, false) => "non-blocking, both ends spin on the calls",
-            Self::Kernel(_, true) => "blocking",
+            Self::Kernel(_, false) => "non-blocking, both ends spin on the calls; pipe of 1 MiB",
+            Self::Kernel(_, true) => "blocking; pipe of 1 MiB",
         }
     }
 
@@ -213,6 +215,8 @@ pub fn groups() -> Vec<Group> {
     for (title, work) in [("crowded: round trip, 32 B", Work::RoundTrip), ("crowded: one way, 32 B", Work::Stream)] {
         let mut crowded = group(title.into(), work, 32, Some(32));
         crowded.company = Company::Hogs;
+        // A core is given away every few milliseconds.
+        crowded.patience = 5;
         crowded.add(&CROWDED);
         crowded.add(&AERON_OFFERS);
         all.push(crowded);
@@ -233,7 +237,7 @@ pub fn groups() -> Vec<Group> {
 }
 
 fn group(title: String, work: Work, bytes: usize, limit: Option<usize>) -> Group {
-    Group { title, work, bytes, limit, company: Company::Nobody, candidates: Vec::new() }
+    Group { title, work, bytes, limit, company: Company::Nobody, patience: 1, candidates: Vec::new() }
 }
 
 impl Group {

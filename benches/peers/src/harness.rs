@@ -80,7 +80,7 @@ pub struct Cast {
 }
 
 /// Who runs on the same cores besides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Company {
     /// Nobody.
     Nobody,
@@ -111,10 +111,10 @@ pub fn die_with_parent() -> Outcome<()> {
 /// Runs a slice. Returns the values of both ends, added up.
 pub fn run(cast: &Cast, cores: [usize; 2], warm: Duration, length: Duration) -> Outcome<Vec<f64>> {
     let directory = Directory::create(cast.candidate)?;
-    let mut spinners = Vec::new();
+    let mut company = Vec::new();
     for core in cores.into_iter().filter(|_| cast.company != Company::Nobody) {
         let idle: &[&str] = if cast.company == Company::Spinners { &["--idle"] } else { &[] };
-        spinners.push(Running::start("spin", &[&["--core", &core.to_string()], idle].concat())?);
+        company.push(Running::start("spin", &[&["--core", &core.to_string()], idle].concat())?);
     }
     let driver = cast.driver.map(|name| -> Outcome<_> {
         let mut driver = Running::start(name, &["--directory", directory.text()?])?;
@@ -298,6 +298,7 @@ pub fn spin(core: usize, idle: bool) -> Outcome<()> {
         return Err(format!("cannot run at idle priority: {}", std::io::Error::last_os_error()).into());
     }
     loop {
-        core::hint::spin_loop();
+        // A hog does not tell processor and hypervisor that it only waits.
+        if idle { core::hint::spin_loop() } else { core::hint::black_box(()) }
     }
 }

@@ -137,7 +137,10 @@ fn pipe(path: &Path) -> Outcome<OwnedFd> {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(format!("cannot make the pipe {}: {error}", path.display()).into()),
     }
-    Ok(rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+    let pipe = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    // As much as everybody may have.
+    rustix::pipe::fcntl_setpipe_size(&pipe, 1 << 20)?;
+    Ok(pipe)
 }
 
 fn connect(path: &Path, kind: SocketType) -> Outcome<OwnedFd> {

@@ -16,6 +16,7 @@ mod ipc;
 mod kernel;
 mod lines;
 mod memory;
+#[path = "../../ring/message.rs"]
 mod message;
 mod plot;
 #[path = "../../ring/raw.rs"]
@@ -36,8 +37,6 @@ use clap::{Parser, Subcommand};
 
 use catalogue::{Candidate, Group};
 use harness::Order;
-// `raw` takes it from here, as in `benches/ring`.
-use message::PATTERN;
 use regime::Regime;
 use report::Results;
 
@@ -160,6 +159,7 @@ fn measure(arguments: &Arguments) -> Outcome<()> {
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
         for (index, (group, candidate)) in all(&groups).enumerate().filter(|(index, _)| wanted[*index]) {
+            let length = length * group.patience;
             let (outcome, usual) =
                 regime.measure(|| harness::run(&group.cast(candidate, index), [left, right], length / 2, length))?;
             unusual += usize::from(!usual);

@@ -108,7 +108,7 @@ fn rows<'a>(groups: &'a [Group], results: &Results) -> Vec<Vec<Row<'a>>> {
 /// What the values of a slice are.
 pub fn values(work: Work) -> &'static [&'static str] {
     match work {
-        Work::RoundTrip | Work::Publications | Work::Subscriptions => &["p50 ns", "p99 ns", "p99.9 ns"],
+        Work::RoundTrip | Work::Publications | Work::Subscriptions => &["p50 ns", "p99 ns", "p99.9 ns", "mean ns"],
         Work::Stream | Work::TwoProducers => &["ns per message"],
         Work::Memory => &["driver KiB", "both ends KiB"],
     }
@@ -139,9 +139,9 @@ impl Row<'_> {
         let ratio = |other, value| self.ratio(results, other, value).map_or_else(String::new, |spread| spread.to_string());
         match self.group.work {
             Work::RoundTrip | Work::Publications | Work::Subscriptions => {
-                cells.extend([0, 1, 2].map(|value| time(middle(value))));
+                cells.extend([0, 1, 2, 3].map(|value| time(middle(value))));
                 for other in [self.limit, self.aeron].into_iter().flatten() {
-                    cells.extend([0, 1, 2].map(|value| ratio(other, value)));
+                    cells.extend([0, 1, 2, 3].map(|value| ratio(other, value)));
                 }
             }
             Work::Stream | Work::TwoProducers => {
@@ -156,13 +156,15 @@ impl Row<'_> {
 
 fn header(row: &Row<'_>) -> Vec<String> {
     let (own, ratios): (&[&str], &[&str]) = match row.group.work {
-        Work::RoundTrip | Work::Publications | Work::Subscriptions => (&["p50", "p99", "p99.9"], &["p50", "p99", "p99.9"]),
+        Work::RoundTrip | Work::Publications | Work::Subscriptions => {
+            (&["p50", "p99", "p99.9", "mean"], &["p50", "p99", "p99.9", "mean"])
+        }
         Work::Stream | Work::TwoProducers => (&["M/s", "GB/s"], &["rate"]),
         Work::Memory => (&["driver MiB", "both ends MiB"], &[]),
     };
     let mut header = vec![row.group.title.clone()];
     header.extend(own.iter().copied().map(str::to_owned));
-    for (reference, other) in [("limit", row.limit), ("Aeron", row.aeron)] {
+    for (reference, other) in [(row.group.candidates[0].name, row.limit), ("Aeron", row.aeron)] {
         header.extend(ratios.iter().filter(|_| other.is_some()).map(|ratio| format!("{ratio} / {reference}")));
     }
     header
@@ -191,10 +193,10 @@ pub fn print(groups: &[Group], results: &Results) {
         println!("\n{table}");
     }
     println!(
-        "\nFigures are medians of rounds. Ratios: the median of the rounds' own ratios, and between which values eight of ten lie. `limit`: the first row of the \
-         table;\n`Aeron`: whichever row of it does best there. Times: less is better; rates: more (beside the limit: in bytes). One reading of the clock is part of each round trip. All bytes of the \
+        "\nFigures are medians of rounds. Ratios: the median of the rounds' own ratios, and between which values eight of ten lie. Beside the first row of the \
+         table, which is the limit where there is one;\n`Aeron`: whichever row of it does best there. Times: less is better; rates: more (beside the limit: in bytes). One reading of the clock is part of each round trip. All bytes of the \
          limit's\nlines count, of the others' messages only the payload. Two producers: one has a core for itself, the other shares core and thread with the consumer, \
-         by turns.\nWake-ups and creations: a process of idle priority spins on each core, so that it does not halt. Crowded: a process on each core wants all of it.\n"
+         by turns.\nWake-ups and creations: a process of idle priority spins on each core, so that it does not halt. Crowded: a process on each core wants all of it; it is the mean that counts, as between two\nmilliseconds of nothing there are many quick round trips.\n"
     );
     let mut table = table();
     table.set_header(["candidate", "crate", "configuration"]);

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::Instant;
 
 use media_driver::{Config, Driver};
-use ringbus::wait::idle::Idler;
 use ringbus::{Address, Client, Idle, Kind, OfferError, PollError, Publication, Subscription};
 
 use crate::Outcome;
@@ -57,7 +56,7 @@ impl Transport for Ring {
         if !publication.wait_connected(Some(Instant::now() + PATIENCE))? {
             return Err("the other end does not come".into());
         }
-        Ok(RingSender { publication, idler: Idler::new(self.idle), way: self.way })
+        Ok(RingSender { publication, way: self.way })
     }
 
     fn receiver<const BYTES: usize>(&self, lane: &str) -> Outcome<impl Receiver<BYTES>> {
@@ -68,7 +67,6 @@ impl Transport for Ring {
 
 struct RingSender {
     publication: Publication,
-    idler: Idler,
     way: Way,
 }
 
@@ -108,8 +106,18 @@ impl<const BYTES: usize> Sender<BYTES> for RingSender {
     }
 
     #[inline(always)]
-    fn wait(&mut self) {
-        self.idler.idle(0);
+    fn send(&mut self, message: Message<'_, BYTES>) -> Outcome<()> {
+        if !self.try_send(message)? {
+            match self.way {
+                Way::Offer | Way::Batch => self.publication.offer_until(0, message.bytes, None)?,
+                Way::Claim => {
+                    let mut claim = self.publication.claim_until(BYTES, None)?;
+                    message.write_in(&mut claim);
+                    claim.commit()
+                }
+            };
+        }
+        Ok(())
     }
 }
 
