@@ -16,7 +16,6 @@ mod harness;
 mod lanes;
 mod latency;
 mod limit;
-#[allow(dead_code, reason = "`benches/peers` uses all of it")]
 mod message;
 mod parties;
 mod raw;

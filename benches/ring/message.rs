@@ -6,15 +6,14 @@ pub const PATTERN_BYTE: u8 = 0x5a;
 pub const PATTERN: u64 = u64::from_ne_bytes([PATTERN_BYTE; 8]);
 /// Set in the number of a slice's last message.
 const LAST: u64 = 1 << 63;
-/// Set in the numbers of the second of two producers.
-const SECOND: u64 = 1 << 62;
 
 /// A message that waits to be sent.
 #[derive(Clone, Copy)]
 pub struct Message<'a, const BYTES: usize> {
     /// For a transport that copies: made some time ago.
     pub bytes: &'a [u8; BYTES],
-    number: u64,
+    /// Its first word.
+    pub number: u64,
 }
 
 impl<const BYTES: usize> Message<'_, BYTES> {
@@ -25,20 +24,6 @@ impl<const BYTES: usize> Message<'_, BYTES> {
         let Ok(place) = <&mut [u8; BYTES]>::try_from(place) else { return };
         place.fill(PATTERN_BYTE);
         place[..8].copy_from_slice(&self.number.to_ne_bytes());
-    }
-
-    /// The same where nothing has been written yet.
-    ///
-    /// # Safety
-    ///
-    /// `place` can be written.
-    #[inline(always)]
-    pub unsafe fn write_at(&self, place: *mut [u8; BYTES]) {
-        // SAFETY: by contract; a message has at least 8 bytes.
-        unsafe {
-            place.cast::<u8>().write_bytes(PATTERN_BYTE, BYTES);
-            place.cast::<u64>().write_unaligned(self.number);
-        }
     }
 }
 
@@ -57,12 +42,8 @@ impl<const BYTES: usize> Source<BYTES> {
         Self::marked(0)
     }
 
-    /// Messages of the second producer.
-    pub fn second() -> Self {
-        Self::marked(SECOND)
-    }
-
-    fn marked(marks: u64) -> Self {
+    /// Messages whose numbers bear these marks.
+    pub fn marked(marks: u64) -> Self {
         let mut source = Self { messages: vec![[PATTERN_BYTE; BYTES]; Self::MESSAGES], marks };
         (0..Self::MESSAGES as u64).for_each(|number| source.write(number, 0));
         source
@@ -101,18 +82,12 @@ impl<const BYTES: usize> Check<BYTES> {
     /// Reads a message from the only producer.
     #[inline(always)]
     pub fn read(&mut self, payload: &[u8]) {
-        self.read_of(0, payload);
+        self.read_of(0, 0, payload);
     }
 
-    /// Reads a message from one of two producers.
+    /// Reads a message from this producer, whose numbers bear these marks.
     #[inline(always)]
-    pub fn read_of_either(&mut self, payload: &[u8]) {
-        let is_second = payload.first_chunk().is_some_and(|first| u64::from_ne_bytes(*first) & SECOND != 0);
-        self.read_of(usize::from(is_second), payload);
-    }
-
-    #[inline(always)]
-    fn read_of(&mut self, producer: usize, payload: &[u8]) {
+    pub fn read_of(&mut self, producer: usize, marks: u64, payload: &[u8]) {
         let Ok(payload) = <&[u8; BYTES]>::try_from(payload) else {
             self.wrong.get_or_insert((self.counts[producer], u64::MAX));
             return;
@@ -120,7 +95,7 @@ impl<const BYTES: usize> Check<BYTES> {
         let (words, _) = payload.as_chunks::<8>();
         let number = u64::from_ne_bytes(words[0]);
         let sum = words.iter().fold(0u64, |sum, word| sum.wrapping_add(u64::from_ne_bytes(*word)));
-        let expected = self.counts[producer] | if producer == 1 { SECOND } else { 0 };
+        let expected = self.counts[producer] | marks;
         if number & !LAST != expected || sum != number.wrapping_add(PATTERN.wrapping_mul(BYTES as u64 / 8 - 1)) {
             self.wrong.get_or_insert((expected, number));
         }

@@ -16,7 +16,6 @@ mod ipc;
 mod kernel;
 mod lines;
 mod memory;
-#[path = "../../ring/message.rs"]
 mod message;
 mod plot;
 #[path = "../../ring/raw.rs"]
