@@ -13,6 +13,7 @@ fn child() {
         "driver" => testing::play_driver(role),
         "parent" => parent(role),
         "host" => host(role),
+        "streaming" => streaming(role),
         other => panic!("no role {other}"),
     }
 }
@@ -105,6 +106,36 @@ fn host(role: Role) {
     let (mut publication, mut subscription) = pair(&client, "after", Kind::Broadcast, Overflow::Block, 4096);
     assert_works(&mut publication, &mut subscription);
     role.say("done");
+}
+
+/// Forks wherever a subscription may have begun to stay away from a stream.
+fn streaming(role: Role) {
+    let client = role.client();
+    for kind in KINDS {
+        // It looks at the rate for the first time after 128 KiB.
+        for messages in 30..36 {
+            let (mut publication, mut subscription) = pair(&client, "stream", kind, Overflow::Block, 1 << 20);
+            for _ in 0..messages {
+                publication.offer(&[1; 4096]).expect("room");
+                assert_eq!(subscription.poll(|_| (), 1), Ok(1));
+            }
+            assert!(in_a_child(|| {
+                // SAFETY: a process of its own, whose copy this is.
+                let mut subscription = std::mem::ManuallyDrop::new(unsafe { std::ptr::read(&raw const subscription) });
+                assert_eq!(subscription.poll(|_| (), 1), Err(PollError::Forked));
+            }));
+        }
+    }
+    role.say("done");
+}
+
+/// Found by review: a child that polled while its parent stayed away from a stream looked at memory that it does not have.
+#[test]
+fn a_child_does_not_look_at_the_stream_that_its_parent_stays_away_from() {
+    let driver = DriverProcess::launch();
+    let party = Party::start("streaming", &driver.address, &[]);
+    party.expect("done");
+    party.finish();
 }
 
 #[test]

@@ -8,13 +8,14 @@ use std::time::Instant;
 use super::conductor::{Answer, Conductor};
 use super::endpoint::{Endpoint, FORKED, NO_NEWS, News, OwnRing, Side};
 use super::link::{MpscRing, Page, PeerEnd, SingleRing, Sleeps, SubscriberEnd, wake_sleepers};
-use super::pace::Pace;
+use super::pace::{Pace, Progress};
 use super::sleeper::{Bell, Wait, how, sleep_on};
 use crate::channel::{ChannelName, ChannelSpec, Kind, Properties, Subscribe};
 use crate::control::message::{Event, Link};
 use crate::control::process::Process;
 use crate::error::Error;
 use crate::ring::layout::PartyLine;
+use crate::ring::single::Overwrite;
 use crate::ring::{Frame, ReadError, mpsc, single};
 use crate::wait::fences::{Fences, Light};
 use crate::wait::idle::{Idle, Idler, Step};
@@ -173,8 +174,8 @@ pub struct Subscription {
     empty: u32,
     /// Images that have ended and are not read to their end.
     ending: usize,
-    /// There may be an image to stay away from.
-    away: bool,
+    /// Until when images are stayed away from, if there are such.
+    away: Option<Instant>,
     /// An error that comes after messages that were delivered.
     pending: Option<PollError>,
     events: VecDeque<ImageEvent>,
@@ -272,6 +273,11 @@ impl Image {
     }
 
     #[inline]
+    fn found(&self, frame: &Frame) -> Found {
+        Found::new(frame, self.consumer.payload(frame), self.end.link.id)
+    }
+
+    #[inline]
     fn advance(&mut self, frame: &Frame) {
         self.consumer.advance(frame);
         self.last = frame.position;
@@ -284,11 +290,27 @@ impl Image {
         }
     }
 
-    /// All there was has been read. Whether it is time to stay away.
+    /// After a message. Until when to stay away, if at all.
     #[inline]
-    fn caught_up(&mut self, own: &PartyLine) -> bool {
+    fn taken(&mut self, may_spin: impl Fn() -> bool) -> Option<Instant> {
+        if self.consumer.position() >= self.pace.look_at() { self.look(may_spin()) } else { None }
+    }
+
+    /// All there was has been read. Until when to stay away, if at all.
+    #[inline]
+    fn caught_up(&mut self, own: &PartyLine, may_spin: impl Fn() -> bool) -> Option<Instant> {
         self.release(own, true);
-        self.pace.caught_up(self.consumer.position(), self.last)
+        if self.pace.is_stream() { self.look(may_spin()) } else { None }
+    }
+
+    #[cold]
+    fn look(&mut self, may_spin: bool) -> Option<Instant> {
+        self.pace.look(self.progress(), Instant::now(), may_spin)
+    }
+
+    fn progress(&self) -> Progress {
+        let (consumer, last) = (&self.consumer, self.last);
+        Progress { position: consumer.position(), last, tail: consumer.told_tail() }
     }
 }
 
@@ -306,16 +328,37 @@ impl MpscSource {
     }
 
     #[inline]
+    fn found(&self, frame: &Frame) -> Found {
+        Found::new(frame, self.consumer.payload(frame), self.ids[usize::from(frame.slot)])
+    }
+
+    #[inline]
     fn advance(&mut self, frame: &Frame) {
         self.consumer.advance(frame);
         self.last = frame.position;
     }
 
-    /// All there was has been read. Whether it is time to stay away.
+    /// After a message. Until when to stay away, if at all.
     #[inline]
-    fn caught_up(&mut self, own: &PartyLine) -> Result<bool, PollError> {
+    fn taken(&mut self, may_spin: impl Fn() -> bool) -> Option<Instant> {
+        if self.consumer.position() >= self.pace.look_at() { self.look(may_spin()) } else { None }
+    }
+
+    /// All there was has been read. Until when to stay away, if at all.
+    #[inline]
+    fn caught_up(&mut self, own: &PartyLine, may_spin: impl Fn() -> bool) -> Result<Option<Instant>, PollError> {
         self.release(own, true)?;
-        Ok(self.pace.caught_up(self.consumer.position(), self.last))
+        Ok(if self.pace.is_stream() && !self.spoilt { self.look(may_spin()) } else { None })
+    }
+
+    #[cold]
+    fn look(&mut self, may_spin: bool) -> Option<Instant> {
+        self.pace.look(self.progress(), Instant::now(), may_spin)
+    }
+
+    fn progress(&self) -> Progress {
+        let (consumer, last) = (&self.consumer, self.last);
+        Progress { position: consumer.position(), last, tail: consumer.told_tail() }
     }
 
     #[inline]
@@ -337,11 +380,32 @@ fn poll_error(image: u64, error: ReadError) -> PollError {
     }
 }
 
-/// A frame that was found, and where.
+/// A message that was found, as [`Message`] but without the borrow of its subscription. Not as a [`Frame`]: whose small fields the compiler packs into one word by stores of their sizes and one load of all,
+/// which has to wait until the stores are done.
 #[derive(Debug, Clone, Copy)]
 struct Found {
-    index: usize,
-    frame: Frame,
+    payload: *const u8,
+    length: usize,
+    tag: u16,
+    position: u64,
+    image: u64,
+}
+
+impl Found {
+    #[inline]
+    fn new(frame: &Frame, payload: *const u8, image: u64) -> Self {
+        Self { payload, length: frame.length as usize, tag: frame.tag, position: frame.position, image }
+    }
+
+    /// # Safety
+    ///
+    /// The payload lives as long as the message: in a mapping or a private copy.
+    #[inline]
+    unsafe fn message<'a>(self) -> Message<'a> {
+        // SAFETY: as promised; see `Message::payload` on what the bytes may do meanwhile.
+        let payload = unsafe { std::slice::from_raw_parts(self.payload, self.length) };
+        Message { payload, tag: self.tag, position: self.position, image: self.image }
+    }
 }
 
 impl Subscription {
@@ -374,7 +438,7 @@ impl Subscription {
                 // SAFETY: the driver has just made the ring for us; the mapping is kept beside.
                 let consumer = unsafe { mpsc::Consumer::new(mapping.control(), mapping.region()) };
                 let taken = Arc::clone(consumer.taken_slots());
-                let (last, pace, images, ids) = (0, Pace::new(), Vec::new(), [0; 256]);
+                let (last, pace, images, ids) = (0, Pace::new(u64::MAX), Vec::new(), [0; 256]);
                 let source = MpscSource { consumer, last, pace, images, ids, spoilt: false, _ring: mapping.clone() };
                 (Source::Mpsc(Box::new(source)), Some(OwnRing { mapping, taken }))
             }
@@ -391,7 +455,7 @@ impl Subscription {
             seen: NO_NEWS,
             empty: 0,
             ending: 0,
-            away: false,
+            away: None,
             pending: None,
             events: VecDeque::new(),
             fresh_events: false,
@@ -465,10 +529,9 @@ impl Subscription {
         event
     }
 
-    /// Hands up to `limit` messages to `handler`. Returns how many there were. Never waits for messages; but if this subscription spins
-    /// ([`Idle::BusySpin`], [`Idle::Adaptive`]) and has caught up with a stream of millions of messages a second, it leaves the publisher alone for some
-    /// microseconds before it looks again, as both are faster then. (Unless its fd is used. A thread that looks after other things, too, had better use the fd, or
-    /// another [`Idle`].)
+    /// Hands up to `limit` messages to `handler`. Returns how many there were: none means that there is nothing, fewer than `limit` does not. Never waits for messages; but if this
+    /// subscription spins ([`Idle::BusySpin`], [`Idle::Adaptive`]) and has caught up with a stream of millions of messages a second that goes faster so, it takes what there is in portions,
+    /// and leaves the publisher alone for some microseconds in between. (Unless its fd is used. A thread that looks after other things, too, had better use the fd, or another [`Idle`].)
     ///
     /// # Errors
     ///
@@ -496,14 +559,15 @@ impl Subscription {
         }
         let mut taken = 0;
         let mut stopped = false;
-        if self.away {
-            self.stay_away();
+        if self.away.is_some() {
+            self.come_back();
         }
         if self.endpoint.has_news(self.seen) {
             self.catch_up();
         }
         // SAFETY: the page is kept in `self`. Not through `own()`, which would borrow all of `self`.
         let own = unsafe { self.page.party().as_ref() };
+        let may_spin = || may_spin(&self.idler, &self.bell);
         let mut outcome = Ok(());
         match &mut self.source {
             Source::Images(images) => {
@@ -517,7 +581,7 @@ impl Subscription {
                         let frame = match image.read() {
                             Ok(Some(frame)) => frame,
                             Ok(None) => {
-                                self.away |= image.caught_up(own);
+                                stay_away(&mut self.away, image.caught_up(own, may_spin));
                                 break;
                             }
                             Err(error) => {
@@ -525,8 +589,8 @@ impl Subscription {
                                 break;
                             }
                         };
-                        let message = message(&frame, image.consumer.payload(&frame), image.end.link.id);
-                        let action = handler(message);
+                        // SAFETY: the ring or copy stays as it is until the image advances.
+                        let action = handler(unsafe { image.found(&frame).message() });
                         if action == Action::Abort {
                             stopped = true;
                             break;
@@ -534,8 +598,10 @@ impl Subscription {
                         image.advance(&frame);
                         taken += 1;
                         image.release(own, action == Action::Commit);
-                        if action == Action::Break {
-                            stopped = true;
+                        stopped = action == Action::Break;
+                        let until = image.taken(may_spin);
+                        stay_away(&mut self.away, until);
+                        if stopped || until.is_some() {
                             break;
                         }
                     }
@@ -549,8 +615,8 @@ impl Subscription {
                     let frame = match source.read() {
                         Ok(Some(frame)) => frame,
                         Ok(None) => {
-                            match source.caught_up(own) {
-                                Ok(stay_away) => self.away |= stay_away,
+                            match source.caught_up(own, may_spin) {
+                                Ok(until) => stay_away(&mut self.away, until),
                                 Err(error) => outcome = Err(error),
                             }
                             break;
@@ -565,7 +631,8 @@ impl Subscription {
                         // Of an image that the next poll will know.
                         break;
                     }
-                    let action = handler(message(&frame, source.consumer.payload(&frame), id));
+                    // SAFETY: the ring stays as it is until the consumer gives the frame back.
+                    let action = handler(unsafe { source.found(&frame).message() });
                     if action == Action::Abort {
                         stopped = true;
                         break;
@@ -574,6 +641,11 @@ impl Subscription {
                     taken += 1;
                     outcome = source.release(own, action == Action::Commit);
                     stopped = action == Action::Break || outcome.is_err();
+                    let until = source.taken(may_spin);
+                    stay_away(&mut self.away, until);
+                    if until.is_some() {
+                        break;
+                    }
                 }
             }
         }
@@ -708,8 +780,8 @@ impl Subscription {
         if let Some(error) = self.pending.take() {
             return Err(error);
         }
-        if self.away {
-            self.stay_away();
+        if self.away.is_some() {
+            self.come_back();
         }
         if self.endpoint.has_news(self.seen) {
             self.catch_up();
@@ -720,6 +792,7 @@ impl Subscription {
         }
         // SAFETY: the page is kept in `self`. Not through `own()`, which would borrow all of `self`.
         let own = unsafe { self.page.party().as_ref() };
+        let may_spin = || may_spin(&self.idler, &self.bell);
         let outcome = match &mut self.source {
             Source::Images(images) => {
                 let count = images.len();
@@ -729,10 +802,11 @@ impl Subscription {
                     let image = &mut images[self.turn];
                     image.release(own, false);
                     match image.read() {
-                        Ok(None) => self.away |= image.caught_up(own),
+                        Ok(None) => stay_away(&mut self.away, image.caught_up(own, may_spin)),
                         Ok(Some(frame)) => {
+                            outcome = Ok(Some(image.found(&frame)));
                             image.advance(&frame);
-                            outcome = Ok(Some(Found { index: self.turn, frame }));
+                            stay_away(&mut self.away, image.taken(may_spin));
                             break;
                         }
                         Err(error) => {
@@ -747,11 +821,13 @@ impl Subscription {
                 // Of an image that the next call will know.
                 Ok(Some(frame)) if source.ids[usize::from(frame.slot)] == 0 && self.endpoint.has_news(self.seen) => Ok(None),
                 Ok(Some(frame)) => {
+                    let found = source.found(&frame);
                     source.advance(&frame);
-                    Ok(Some(Found { index: 0, frame }))
+                    stay_away(&mut self.away, source.taken(may_spin));
+                    Ok(Some(found))
                 }
-                Ok(None) => source.caught_up(own).map(|stay_away| {
-                    self.away |= stay_away;
+                Ok(None) => source.caught_up(own, may_spin).map(|until| {
+                    stay_away(&mut self.away, until);
                     None
                 }),
                 Err(error) => Err(error),
@@ -769,7 +845,7 @@ impl Subscription {
     /// Looks for the next message for a few microseconds, with as little as can be between its coming and the return.
     fn spin_for_next(&mut self) -> Result<Option<Found>, PollError> {
         const LOOKS: usize = 256;
-        if !self.idler.expects_soon() || self.bell.is_used() || self.away {
+        if !self.idler.expects_soon() || self.bell.is_used() || self.away.is_some() {
             return Ok(None);
         }
         let Source::Images(images) = &mut self.source else { return Ok(None) };
@@ -782,10 +858,11 @@ impl Subscription {
                 match image.read() {
                     Ok(None) => {}
                     Ok(Some(frame)) => {
+                        let found = image.found(&frame);
                         image.advance(&frame);
                         self.turn = index;
                         self.empty = 0;
-                        return Ok(Some(Found { index, frame }));
+                        return Ok(Some(found));
                     }
                     Err(error) => return self.failed(0, error).map(|_| None),
                 }
@@ -796,16 +873,8 @@ impl Subscription {
 
     #[inline]
     fn message(&self, found: Found) -> Message<'_> {
-        match &self.source {
-            Source::Images(images) => {
-                let image = &images[found.index];
-                message(&found.frame, image.consumer.payload(&found.frame), image.end.link.id)
-            }
-            Source::Mpsc(source) => {
-                let id = source.ids[usize::from(found.frame.slot)];
-                message(&found.frame, source.consumer.payload(&found.frame), id)
-            }
-        }
+        // SAFETY: ring and copy stay as they are while `self` is borrowed: it has just been found.
+        unsafe { found.message() }
     }
 
     fn own(&self) -> &PartyLine {
@@ -878,7 +947,9 @@ impl Subscription {
                 // SAFETY: the ring is kept beside the consumer, the page in `self`; the driver gives a line to one image at a time.
                 let consumer =
                     unsafe { single::Consumer::new(ring.control(), ring.region(), line, link.id, link.slot as usize, overwrite) };
-                images.push(Image { consumer, last: 0, pace: Pace::new(), end, sleeps: new.sleeps, _ring: ring });
+                // A lossy publisher is not to get far round its ring while we stay away.
+                let most = if overwrite == Overwrite::Oldest { self.endpoint.spec.capacity / 4 } else { u64::MAX };
+                images.push(Image { consumer, last: 0, pace: Pace::new(most), end, sleeps: new.sleeps, _ring: ring });
             }
             (Source::Mpsc(source), _) => {
                 source.ids[usize::from(link.slot as u8)] = link.id;
@@ -969,33 +1040,32 @@ impl Subscription {
             }
     }
 
-    /// Spins for some microseconds at most, while there is nothing but images to stay away from; see [`pace`](super::pace). Not for who would rather give the core
-    /// away, or has other things to look after.
+    /// Spins until it is time to come back to a stream that is stayed away from, or something else is to be done; see [`pace`](super::pace).
     #[cold]
-    fn stay_away(&mut self) {
-        self.away = false;
-        if !self.idler.is_spinning() || self.bell.is_used() {
-            return;
-        }
-        loop {
+    fn come_back(&mut self) {
+        // First, as in a forked child there is nothing to look at any more.
+        self.catch_up();
+        let Some(until) = self.away.take() else { return };
+        let may_spin = may_spin(&self.idler, &self.bell);
+        let now = loop {
             let now = Instant::now();
-            let (mut away, mut ready) = (false, self.endpoint.has_news(self.seen));
-            match &mut self.source {
-                Source::Images(images) => {
-                    for image in images {
-                        if image.pace.is_away(now) {
-                            away = true;
-                        } else {
-                            ready |= image.consumer.ready();
-                        }
-                    }
-                }
-                Source::Mpsc(source) => away = source.pace.is_away(now),
-            }
-            if !away || ready {
-                return;
+            let mut is_wanted = || match &mut self.source {
+                Source::Images(images) => images.iter_mut().any(|image| !image.pace.is_away() && image.consumer.ready()),
+                Source::Mpsc(_) => false,
+            };
+            if now >= until || !may_spin || self.endpoint.has_news(self.seen) || is_wanted() {
+                break now;
             }
             std::hint::spin_loop();
+        };
+        match &mut self.source {
+            Source::Images(images) => {
+                images
+                    .iter_mut()
+                    .filter(|image| image.pace.is_away())
+                    .for_each(|image| image.pace.come_back(image.progress(), now));
+            }
+            Source::Mpsc(source) => source.pace.come_back(source.progress(), now),
         }
     }
 
@@ -1026,8 +1096,8 @@ impl Subscription {
             // The next poll finds out the same and says so.
             return Ready::Messages;
         }
-        if self.away {
-            self.stay_away();
+        if self.away.is_some() && deadline.is_none_or(|deadline| Instant::now() < deadline) {
+            self.come_back();
         }
         const GLANCES: u32 = 32;
         let ready = loop {
@@ -1142,18 +1212,23 @@ impl Subscription {
     }
 }
 
+/// Until when to stay away, if one more of several images says so: the first to be read again decides.
+#[inline]
+fn stay_away(away: &mut Option<Instant>, until: Option<Instant>) {
+    if let Some(until) = until {
+        *away = Some(away.map_or(until, |away| away.min(until)));
+    }
+}
+
+/// Whether time may be spun away: not by who would rather give the core away, or has other things to look after.
+fn may_spin(idler: &Idler, bell: &Bell) -> bool {
+    idler.is_spinning() && !bell.is_used()
+}
+
 /// The next index of `count` in a circle.
 #[inline]
 fn following(index: usize, count: usize) -> usize {
     if index + 1 < count { index + 1 } else { 0 }
-}
-
-#[inline]
-fn message<'a>(frame: &Frame, payload: *const u8, image: u64) -> Message<'a> {
-    // SAFETY: `payload` points to as many bytes, in a mapping or a private copy that lives as long as the message's borrow of its subscription; see
-    // `Message::payload` on what they may do meanwhile.
-    let payload = unsafe { std::slice::from_raw_parts(payload, frame.length as usize) };
-    Message { payload, tag: frame.tag, position: frame.position, image }
 }
 
 /// Readable when there are messages or events. See [`Subscription`].

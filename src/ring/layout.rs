@@ -91,7 +91,7 @@ impl PartyLine {
     }
 }
 
-/// A ring's tail. Single producer: written by it now and then, for lag only. Mpsc: the word all producers meet at.
+/// A ring's tail. Single producer: written by it now and then, and no more than a hint. Mpsc: the word all producers meet at.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct TailLine {
@@ -139,7 +139,7 @@ pub struct SingleControl {
     pub identity: Identity,
     /// The publisher's sleep flag, and the wake sequence for data.
     pub publisher: PartyLine,
-    /// Tail, for lag.
+    /// Tail, for lag and pace.
     pub tail: TailLine,
     /// Lossy rings: how far the publisher will overwrite.
     pub announcement: AnnouncementLine,

@@ -339,7 +339,12 @@ impl Consumer {
 
     /// Bytes claimed by producers and not yet read here. What the producers say: not to be relied on.
     pub fn lag(&self) -> u64 {
-        self.tail().saturating_sub(self.position)
+        self.told_tail().saturating_sub(self.position)
+    }
+
+    /// Up to where the producers say that they have claimed. Not to be relied on.
+    pub fn told_tail(&self) -> u64 {
+        self.tail().min(u64::MAX / 2)
     }
 
     fn tail(&self) -> u64 {

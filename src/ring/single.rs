@@ -358,7 +358,7 @@ impl Producer {
     /// fetch them makes its reader wait for that; here nobody waits.
     #[inline(always)]
     fn zero_ahead(&mut self, frame: u64) {
-        // For lag only; orders nothing.
+        // For lag and pace only; orders nothing.
         self.control().tail.tail.store(self.tail, Ordering::Relaxed);
         if frame > SMALL {
             return self.zero_for_large(frame);
@@ -500,10 +500,10 @@ impl Consumer {
         if !self.joined {
             return 0;
         }
-        // It says now and then where its tail is; as many frames may have followed as fit into what it keeps zeroed. Relaxed: nothing is read but headers, and
-        // one that is too old or too new makes the number wrong by no more than that.
+        // As many frames may have followed as fit into what it keeps zeroed. Relaxed: nothing is read but headers, and one that is too old or too new makes the number wrong by no more
+        // than that.
         const MOST: u64 = 2 * SMALL + LARGEST_ZEROED;
-        let told = self.control().tail.tail.load(Ordering::Relaxed).min(u64::MAX / 2).max(self.position) & !(HEADER_LENGTH - 1);
+        let told = self.told_tail().max(self.position) & !(HEADER_LENGTH - 1);
         let mut tail = told;
         while tail - told < MOST {
             let word = self.region.header(tail).load(Ordering::Relaxed);
@@ -511,6 +511,11 @@ impl Consumer {
             tail = next_position(tail, u64::from(length));
         }
         tail - self.position
+    }
+
+    /// Where the producer's tail is, or was some frames ago: it tells that now and then. Not to be relied on.
+    pub fn told_tail(&self) -> u64 {
+        self.control().tail.tail.load(Ordering::Relaxed).min(u64::MAX / 2)
     }
 
     /// Starts where the producer says, once it has said so.
