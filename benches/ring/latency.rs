@@ -77,7 +77,7 @@ impl Group for Latency {
         });
         print_table(&["32 bytes", "p50 ns", "p99 ns", "p99.9 ns", "longest ns", "sent M/s"], 1, rows);
         println!(
-            "At a fixed rate: from when a message was due, whether it could be sent then or not. A reader that has caught up with a fast stream stays away from it for 4 us (`client/pace.rs`).\n\
+            "At a fixed rate: from when a message was due, whether it could be sent then or not. A reader that keeps up with a fast stream stays away from it for some microseconds at a time where it is faster so (`client/pace.rs`).\n\
              Bursts: a thread of idle priority spins on each core that would halt otherwise."
         );
     }

@@ -3,6 +3,7 @@
 use ringbus::{Idle, Kind};
 
 use crate::aeron::{self, Setup};
+use crate::claims::Claims;
 use crate::harness::{Cast, Company, Measured, Order};
 use crate::iceoryx::Iceoryx;
 use crate::ipc::IpcChannel;
@@ -43,6 +44,8 @@ pub struct Candidate {
 pub enum Peer {
     /// Bare cache lines: so many a message. `true`: each end maps what the other writes read-only.
     Lines(usize, bool),
+    /// Bare claims, for several producers.
+    Claims,
     /// A payload and a futex.
     Futex,
     /// ringbus.
@@ -73,6 +76,7 @@ impl Peer {
             Self::Lines(_, false) => {
                 "cache lines of a shared file, written in full, the number in the last word of a message; streams: a ring of 4 MiB"
             }
+            Self::Claims => "lines of a shared file, one a message, claimed by fetch-and-add; a ring of 4 MiB",
             Self::Futex => "payload and a word in a shared file, a wake call after each message, a wait call before each",
             Self::Ring(Idle::BusySpin, _) => "ring of 4 MiB, both ends spin, driver as its own process",
             Self::Ring(Idle::Parking, _) => "ring of 4 MiB, both ends sleep at once, driver as its own process",
@@ -110,7 +114,7 @@ impl Peer {
             Self::Rtrb => "rtrb",
             Self::Crossbeam => "crossbeam-queue",
             Self::Disruptor => "disruptor",
-            Self::Lines(..) | Self::Futex | Self::Kernel(..) => return None,
+            Self::Lines(..) | Self::Claims | Self::Futex | Self::Kernel(..) => return None,
         })
     }
 
@@ -201,7 +205,7 @@ pub fn groups() -> Vec<Group> {
         all.push(group);
     }
     let mut producers = group("two producers, 32 B".into(), Work::TwoProducers, 32, Some(LINE));
-    producers.add(&[("raw lines, one producer", Peer::Lines(1, false))]);
+    producers.add(&[("raw lines, one producer", Peer::Lines(1, false)), ("raw claims", Peer::Claims)]);
     producers.add(&[("ringbus mpsc, offer", OFFER), ("ringbus mpsc, claim", CLAIM)]);
     producers.add(&AERON_OFFERS);
     producers.add(&AERON_CLAIMS);
@@ -271,6 +275,7 @@ pub fn play(group: &Group, peer: Peer, order: &Order) -> Outcome<Measured> {
     match (peer, group.work) {
         (Peer::Lines(lines, read_only), Work::RoundTrip) => lines::ping_pong(lines, read_only, order),
         (Peer::Lines(lines, read_only), _) => lines::stream(lines, read_only, order),
+        (Peer::Claims, _) => between_processes(&Claims(order.directory.clone()), group, order),
         (Peer::Futex, _) => between_processes(&futex::Futex(order.directory.clone()), group, order),
         (Peer::Ring(idle, way), work) => {
             let kind = if work == Work::TwoProducers { Kind::Mpsc } else { Kind::Broadcast };

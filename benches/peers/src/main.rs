@@ -9,6 +9,7 @@
 
 mod aeron;
 mod catalogue;
+mod claims;
 mod futex;
 mod harness;
 mod iceoryx;
