@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 /// How long to stay away. Where a line goes from core to core in a hundred nanoseconds the first is enough; where it takes several, more is gained by the next.
 const AWAY: [Duration; 3] = [Duration::ZERO, Duration::from_micros(4), Duration::from_micros(16)];
-/// What must gather meanwhile: so many messages (of the size of the last), or several large ones of so many bytes together. Else it is no stream, as is known after the first time.
+/// What must gather meanwhile: so many messages (of the size of the last), or two large ones of so many bytes together. Else it is no stream, as is known after the first time. One alone may
+/// be the answer to what was sent meanwhile.
 const MESSAGES: u64 = 16;
 const BYTES: u64 = 8 << 10;
 /// So often in a row a stream may have stopped before it is taken for none any more.
@@ -215,7 +216,8 @@ impl Pace {
         self.away = None;
         // What is said to have gathered and cannot be read has not: claims that are not committed, or a lie.
         let has_read = std::mem::replace(&mut self.back_at, position) != position;
-        let is_stream = has_read && gathered >= BYTES.min(MESSAGES.saturating_mul(position.saturating_sub(last)));
+        let message = position.saturating_sub(last);
+        let is_stream = has_read && gathered >= BYTES.min(message.saturating_mul(MESSAGES)).max(message.saturating_mul(2));
         if is_stream {
             self.stops = 0;
         }
@@ -461,6 +463,28 @@ mod tests {
             times += 1;
             assert!(times < 10, "it stays away for ever");
         }
+    }
+
+    /// Found by measuring: two that exchanged messages of 16 KiB found one another's answers when they came back, took that for streams, and tried to stay away longer and shorter at the same times.
+    #[test]
+    fn one_large_message_is_no_stream() {
+        const LARGE: u64 = 16 << 10;
+        let mut reader = Reader::new();
+        for _ in 0..100_000 {
+            reader.pass(3000.0);
+            reader.progress.last = reader.progress.position;
+            reader.progress.position += LARGE;
+            reader.progress.tail = reader.progress.position;
+            let is_due = reader.progress.position >= reader.pace.look_at() || reader.pace.is_stream();
+            let until = if is_due { reader.pace.look(reader.progress, reader.now, true) } else { None };
+            if let Some(until) = until {
+                reader.now = until;
+                reader.times += 1;
+                reader.progress.tail += LARGE;
+                reader.pace.come_back(reader.progress, reader.now);
+            }
+        }
+        assert!(reader.times < 100, "{}", reader.times);
     }
 
     /// Others have messages all the time.
