@@ -134,7 +134,7 @@ impl Pace {
             return self.away;
         }
         let Progress { position, last, tail } = progress;
-        let near = NEAR.max(2 * position.saturating_sub(last));
+        let near = NEAR.max(position.saturating_sub(last).saturating_mul(2));
         let is_behind = self.level == 0 && tail.saturating_sub(position) > near;
         let is_later = |(from, _)| from <= tail;
         self.began = self.began.filter(|&began| !is_behind && !self.has_stopped && is_later(began));
@@ -147,7 +147,7 @@ impl Pace {
             // As soon as it is clear: most of what trials cost is that of reading a stream as it comes.
             true if rate < self.rate / 2.0 => self.looks > 1,
             true => bytes >= WINDOW && self.looks >= LOOKS,
-            false => bytes + near >= self.window() || (self.looks >= LOOKS && now - since > LONG),
+            false => bytes.saturating_add(near) >= self.window() || (self.looks >= LOOKS && now - since > LONG),
         };
         if is_over {
             self.judge(bytes, rate);
@@ -186,7 +186,7 @@ impl Pace {
             self.held = 0;
             return;
         }
-        self.held += bytes;
+        self.held = self.held.saturating_add(bytes);
         let has_changed = rate < self.rate * CHANGE || rate * CHANGE > self.rate;
         if self.held >= self.hold || has_changed {
             (self.rate, self.held) = (rate, 0);
@@ -500,6 +500,18 @@ mod tests {
             times += 1;
             assert!(times < 100, "nobody learns of it");
         }
+    }
+
+    /// A hostile publisher of a lossy channel can make it jump anywhere.
+    #[test]
+    fn a_jump_is_no_overflow() {
+        let mut reader = Reader::new();
+        reader.reads(MESSAGE);
+        assert_eq!(reader.pace.look(reader.progress, reader.now, true), None);
+        reader.pass(1000.0);
+        reader.progress = Progress { position: u64::MAX / 2, last: 0, tail: u64::MAX / 2 };
+        reader.pace.look(reader.progress, reader.now, true);
+        reader.pace.come_back(reader.progress, reader.now);
     }
 
     /// A publisher can say anything.

@@ -515,6 +515,7 @@ impl Consumer {
 
     /// Where the producer's tail is, or was some frames ago: it tells that now and then. Not to be relied on.
     pub fn told_tail(&self) -> u64 {
+        // Relaxed, as the store in `Producer::zero_ahead`: nothing is read on the strength of it.
         self.control().tail.tail.load(Ordering::Relaxed).min(u64::MAX / 2)
     }
 

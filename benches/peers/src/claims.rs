@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::MmapRaw;
@@ -33,7 +32,7 @@ impl Claims {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(self.0.join(lane))?;
         let capacity = ring_bytes(BYTES);
         file.set_len((DATA + capacity) as u64)?;
-        Ok(Memory { mapping: Arc::new(MmapRaw::map_raw(&file)?), capacity: capacity as u64 })
+        Ok(Memory { mapping: MmapRaw::map_raw(&file)?, capacity: capacity as u64 })
     }
 }
 
@@ -49,7 +48,7 @@ impl Transport for Claims {
 }
 
 struct Memory {
-    mapping: Arc<MmapRaw>,
+    mapping: MmapRaw,
     capacity: u64,
 }
 
